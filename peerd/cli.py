@@ -1,0 +1,143 @@
+"""The command line of ``d``: arguments in, an invocation or a finished reply out. It prints nothing and asks nobody.
+
+Both ends use it: the daemon, which has click loaded, for every call; ``d`` itself only where no daemon answers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from peerd.commands import COMMANDS, Command, Option
+from peerd.errors import EXIT_USAGE
+
+PROG = "d"
+_JSON = Option("--json", "Print JSON, as is the rule where stdout is no terminal.")
+_SUMMARY = """Run commands on this machine's peers, inside the VPN.
+
+Exit status: the command's own; 124 when it ran out of time; 128+n when signal n ended it; 130 after Ctrl-C;
+2 for wrong usage; 255 for everything that is peerd's, the network's or policy's doing.
+"""
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """A command to do: its name, the options that were given, and whether JSON was asked for."""
+
+    command: str
+    params: dict[str, Any]
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer that needs no daemon: help, or what was wrong with the arguments."""
+
+    stdout: str = ""
+    stderr: str = ""
+    status: int = 0
+
+
+class _Value(click.ParamType):
+    """A value that one of the table's validators checks."""
+
+    def __init__(self, option: Option) -> None:
+        self.option = option
+        self.name = option.metavar.lower()
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        assert self.option.parse is not None
+        try:
+            return self.option.parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class _Group(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [command.name for command in COMMANDS]
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            raise click.UsageError(_unknown(args[0]), ctx) from error
+
+
+def _unknown(name: str) -> str:
+    lowered = {command.name.lower(): command.name for command in COMMANDS}
+    close = [lowered[match] for match in difflib.get_close_matches(name.lower(), lowered, 3, 0.6)]
+    hint = f" Did you mean {' or '.join(close)}?" if close else " All of them: d help"
+    return f"No such command: {click.format_filename(name)!r}.{hint}"
+
+
+def _option(option: Option) -> click.Option:
+    if option.parse is None:
+        return click.Option([option.flag, option.name], is_flag=True, default=None, help=option.help)
+    kind: click.ParamType = click.Choice(option.choices) if option.choices else _Value(option)
+    return click.Option(
+        [option.flag, option.name], type=kind, required=option.required, metavar=option.metavar, help=option.help
+    )
+
+
+def _command(command: Command) -> click.Command:
+    params: list[click.Parameter] = [_option(option) for option in command.options]
+    if command.data:
+        params.append(_option(_JSON))
+    if command.argument:
+        params.append(click.Argument([command.argument], required=False))
+
+    def invoke(json: bool | None = None, **params: Any) -> Invocation:
+        given = {name: value for name, value in params.items() if value is not None}
+        return Invocation(command.name, given, bool(json))
+
+    return click.Command(command.name, callback=invoke, params=params, help=command.summary, short_help=command.summary)
+
+
+_ROOT = _Group(
+    PROG,
+    {command.name: _command(command) for command in COMMANDS},
+    help=_SUMMARY,
+    subcommand_metavar="COMMAND [OPTIONS]",
+    params=[click.Option(["--version"], is_flag=True, help="Show the version of the daemon.")],
+    epilog="Help on one command: d COMMAND --help",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def parse(argv: Sequence[str], width: int = 80) -> Invocation | Reply:
+    """What these arguments ask for.
+
+    :param argv: the arguments of ``d``, without its name
+    :param width: columns for help texts
+    """
+    args = ["version" if arg == "--version" and not index else arg for index, arg in enumerate(argv)]
+    if not args or args == ["help"]:
+        args = ["--help"]
+    elif args[0] == "help":
+        args = [args[1], "--help"] if args[1:] else args
+    captured = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(captured):
+            outcome = _ROOT.main(args, PROG, standalone_mode=False, terminal_width=width, max_content_width=width)
+    except click.UsageError as error:
+        return Reply(stderr=_explain(error), status=EXIT_USAGE)
+    if isinstance(outcome, Invocation):
+        return outcome
+    return Reply(captured.getvalue())
+
+
+def _explain(error: click.UsageError) -> str:
+    message = error.format_message()
+    if isinstance(error, click.NoSuchOption) and error.option_name == "--command":
+        message = "No such option: --command. The command goes into --shellCmd."
+    path = error.ctx.command_path if error.ctx else PROG
+    return f"{PROG}: {message}\n  Help: {path} --help\n"
+
+

@@ -1,0 +1,111 @@
+"""The commands of ``d``: one table, from which the parser, help, completion and the service's methods derive. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from peerd import validate
+from peerd.config import SETTINGS
+
+_DEFAULTS = {setting.name: setting.default for setting in SETTINGS}
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a command.
+
+    :ivar flag: as it is typed, with its dashes
+    :ivar parse: turns the text into the value, or raises ValueError with a sentence; None for a switch
+    :ivar choices: the only values there are, if they can be listed
+    """
+
+    flag: str
+    help: str
+    metavar: str = ""
+    parse: Callable[[str], Any] | None = None
+    required: bool = False
+    choices: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The name of the parameter: the flag in Python's spelling."""
+        return snake_case(self.flag.lstrip("-"))
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command.
+
+    :ivar summary: one line of help
+    :ivar data: whether its answer is data: JSON where --json is given or stdout is no terminal, else a table
+    :ivar columns: the columns of its table, where not all of the data's keys
+    :ivar argument: the name of its one optional positional argument, or ""
+    """
+
+    name: str
+    summary: str
+    options: tuple[Option, ...] = ()
+    data: bool = False
+    columns: tuple[str, ...] = ()
+    argument: str = ""
+
+
+def snake_case(name: str) -> str:
+    """``execOnPeer`` as ``exec_on_peer``."""
+    return re.sub(r"(?<=[a-z])([A-Z])", r"_\1", name).lower()
+
+
+def _peer(help_: str, required: bool = True) -> Option:
+    return Option("--peer", help_, "PEER", validate.peer_id, required)
+
+
+PEER = _peer("The peer, by its id (see listPeers).")
+TIMEOUT = Option("--timeout", "Stop the command after this many seconds (the peer's default: 30).", "SECONDS", validate.seconds)
+BUILD_TIMEOUT = Option("--timeout", "Stop it after this many seconds (the peer's build-timeout: 1800).", "SECONDS", validate.seconds)
+LEADER = Option(
+    "--leader", f"The leader's address in the VPN ({_DEFAULTS['leader-address']}).", "ADDRESS", validate.address
+)
+
+COMMANDS: tuple[Command, ...] = (
+    Command(
+        "execOnPeer",
+        "Run a shell command in a directory on a peer.",
+        (
+            PEER,
+            Option("--directory", "Where to run it: an absolute path on the peer.", "PATH", validate.directory, True),
+            Option("--shellCmd", "The command, for /bin/sh -c.", "COMMAND", validate.shell_command, True),
+            TIMEOUT,
+        ),
+    ),
+    Command("remotePull", "Run the peer's pull-command (git pull) in its repository.", (PEER, BUILD_TIMEOUT)),
+    Command("remoteBd", "Run the peer's build-command in its build-directory.", (PEER, BUILD_TIMEOUT)),
+    Command("remoteDeployDaemon", "remotePull, then remoteBd; stops at the first failure.", (PEER, BUILD_TIMEOUT)),
+    Command(
+        "setPeerConfig",
+        "Set this machine's role, id and leader.",
+        (
+            Option("--role", "leader keeps the registry; worker joins one.", "ROLE", str, choices=("leader", "worker")),
+            Option("--id", "This machine's peer id (the host name).", "ID", validate.peer_id),
+            LEADER,
+        ),
+    ),
+    Command("registerWorker", "Join the leader as a worker, with the host name as id.", (LEADER,)),
+    Command("getPeerStatus", "Show this machine's role, id and connection.", data=True),
+    Command(
+        "listPeers",
+        "List the registered peers.",
+        data=True,
+        columns=("peer_id", "ip_address", "hostname", "is_online", "last_seen", "daemon_version"),
+    ),
+    Command("getPeerInfo", "Show one registered peer.", (PEER,), data=True),
+    Command("deletePeer", "Delete a peer from the registry.", (PEER,)),
+    Command("dbSanityCheck", "Delete registry entries that a worker should not have.", data=True),
+    Command("ping", "Ask the daemon, or a peer's, for a sign of life.", (_peer("Ask this peer's daemon.", False),)),
+    Command("version", "Show the version of the daemon."),
+    Command("help", "Show help on d or on one command.", argument="command"),
+    Command("listCommands", "List the commands.", data=True),
+)
+BY_NAME = {command.name: command for command in COMMANDS}

@@ -1,0 +1,130 @@
+"""The settings of peerd.conf(5): one table, from which parser, defaults and documentation derive. Pure code."""
+
+from __future__ import annotations
+
+import configparser
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from peerd import validate
+
+SECTION = "peerd"
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the text names file, setting and reason."""
+
+
+def _name(text: str) -> str:
+    if not text or len(text) > 15 or "/" in text or not text.isprintable() or " " in text:
+        raise ValueError(f"not the name of a network interface: {text!r}")
+    return text
+
+
+def _port(text: str) -> int:
+    return validate.integer(int(text), 1, 65535)
+
+
+def _count(text: str) -> int:
+    return validate.integer(int(text), 1, 100_000)
+
+
+def _path(text: str) -> str:
+    if not text:
+        raise ValueError("must not be empty")
+    return validate.string(text, "path", validate.MAX_PATH)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting: its name in the file, its parser, its default as written in a file, and what it is for."""
+
+    name: str
+    parse: Callable[[str], Any]
+    default: str
+    help: str
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting("vpn-interface", _name, "wg0", "The WireGuard interface. TCP is served only to what arrives through it."),
+    Setting("leader-address", validate.address, "10.0.0.1", "The leader that registerWorker joins by default."),
+    Setting("port", _port, "3600", "The TCP port of other peers. The port served here is peerd-tcp.socket's."),
+    Setting("repository", validate.directory, "/opt/automateLinux", "Where remotePull runs pull-command."),
+    Setting("pull-command", validate.shell_command, "git pull", "What remotePull runs here, by /bin/sh -c."),
+    Setting("build-directory", _path, "daemon", "Where remoteBd runs build-command; relative to repository."),
+    Setting(
+        "build-command", validate.shell_command, "bash -c 'source ./build.sh'", "What remoteBd runs here, by /bin/sh -c."
+    ),
+    Setting("default-timeout", validate.seconds, "30", "Seconds a command may run here when its caller names none."),
+    Setting("build-timeout", validate.seconds, "1800", "The same for pull-command and build-command."),
+    Setting("max-timeout", validate.seconds, "86400", "The longest timeout that a caller may ask for; seconds."),
+    Setting("stop-grace", validate.seconds, "5", "Seconds from SIGTERM to SIGKILL when a command is stopped."),
+    Setting("connect-timeout", validate.seconds, "4", "Seconds to wait for a connection to another peer."),
+    Setting("heartbeat-interval", validate.seconds, "10", "Seconds between a worker's heartbeats to the leader."),
+    Setting("max-commands", _count, "256", "How many commands may run here at once."),
+    Setting("max-connections", _count, "1024", "How many connections of peers and of local clients are served at once."),
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """The settings in force; an attribute for each row of :data:`SETTINGS`, durations in seconds."""
+
+    vpn_interface: str
+    leader_address: str
+    port: int
+    repository: str
+    pull_command: str
+    build_directory: str
+    build_command: str
+    default_timeout: float
+    build_timeout: float
+    max_timeout: float
+    stop_grace: float
+    connect_timeout: float
+    heartbeat_interval: float
+    max_commands: int
+    max_connections: int
+
+    @property
+    def build_path(self) -> str:
+        """The absolute directory in which build-command runs."""
+        if self.build_directory.startswith("/"):
+            return self.build_directory
+        return f"{self.repository.rstrip('/')}/{self.build_directory}"
+
+
+def parse(sources: Iterable[tuple[str, str]]) -> tuple[Config, list[str]]:
+    """The configuration in these files, and a warning for each thing in them that was ignored.
+
+    :param sources: (file name, text) pairs; a later file wins over an earlier one
+    :raises ConfigError: for text that is no configuration, and for a value out of its bounds
+    """
+    table = {setting.name: setting for setting in SETTINGS}
+    values: dict[str, Any] = {}
+    warnings: list[str] = []
+    for file, text in sources:
+        for name, value in _read(file, text, warnings).items():
+            if name not in table:
+                warnings.append(f"{file}: unknown setting {name!r}, ignored")
+                continue
+            try:
+                values[name] = table[name].parse(value)
+            except ValueError as error:
+                raise ConfigError(f"{file}: {name}: {error}") from None
+    for name, setting in table.items():
+        values.setdefault(name, setting.parse(setting.default))
+    if values["default-timeout"] > values["max-timeout"] or values["build-timeout"] > values["max-timeout"]:
+        raise ConfigError("default-timeout and build-timeout must not be more than max-timeout")
+    return Config(**{name.replace("-", "_"): value for name, value in values.items()}), warnings
+
+
+def _read(file: str, text: str, warnings: list[str]) -> Mapping[str, str]:
+    parser = configparser.RawConfigParser(delimiters=("=",), comment_prefixes=("#", ";"))
+    try:
+        parser.read_string(text, file)
+    except configparser.Error as error:
+        raise ConfigError(f"{file}: {' '.join(str(error).split())}") from None
+    warnings.extend(f"{file}: unknown section [{name}], ignored" for name in parser.sections() if name != SECTION)
+    return dict(parser[SECTION]) if parser.has_section(SECTION) else {}

@@ -1,0 +1,120 @@
+"""Frames over a stream of asyncio: the protocol's pure code with bytes moved for it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Mapping
+
+from peerd import messages, network, protocol
+from peerd.errors import Code, PeerdError
+from peerd.protocol import Decoder, Frame
+
+_CHUNK = 256 * 1024
+
+
+class Connection:
+    """One end of a connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._decoder = Decoder()
+
+    @property
+    def socket(self) -> socket.socket:
+        """The socket, for what the kernel knows of the other end."""
+        sock: socket.socket = self._writer.get_extra_info("socket")
+        return sock
+
+    @property
+    def usable(self) -> bool:
+        """Whether nothing has yet said that the connection is at its end."""
+        return not (self._reader.at_eof() or self._writer.is_closing())
+
+    @property
+    def backlog(self) -> int:
+        """Bytes that were sent and not yet taken by the kernel."""
+        return self._writer.transport.get_write_buffer_size()
+
+    def post(self, type_: str, fields: Mapping[str, object] | None = None, payload: bytes = b"") -> None:
+        """Queue a frame without waiting; for small ones."""
+        self._writer.write(protocol.encode(type_, fields, payload))
+
+    async def send(self, type_: str, fields: Mapping[str, object] | None = None, payload: bytes = b"") -> None:
+        """Send a frame and wait while the other end is slow to take what was sent.
+
+        :raises ConnectionError: when the connection is lost
+        """
+        self.post(type_, fields, payload)
+        await self._writer.drain()
+
+    async def receive(self) -> Frame | None:
+        """The next frame, or None at the end of the stream.
+
+        :raises PeerdError: BAD_MESSAGE when the bytes are no frame, or the stream ends inside one
+        """
+        while True:
+            frame = self._decoder.next()
+            if frame:
+                return frame
+            try:
+                data = await self._reader.read(_CHUNK)
+            except OSError:
+                return None
+            if not data:
+                if self._decoder.partial:
+                    raise PeerdError(Code.BAD_MESSAGE, reason="the connection ended inside a frame")
+                return None
+            self._decoder.feed(data)
+
+    async def expect(self, type_: str) -> Frame:
+        """The next frame, which must be of this type.
+
+        :raises PeerdError: the error that came instead; BAD_MESSAGE for another type
+        :raises ConnectionError: at the end of the stream
+        """
+        frame = await self.receive()
+        if frame is None:
+            raise ConnectionError("connection closed")
+        if frame.type == "error":
+            raise PeerdError.from_wire(frame.fields)
+        if frame.type != type_:
+            raise PeerdError(Code.BAD_MESSAGE, reason=f"{frame.type!r} where {type_!r} was due")
+        return frame
+
+    def close(self) -> None:
+        """Close; what was queued is still sent."""
+        self._writer.close()
+
+    def abort(self) -> None:
+        """Close at once and drop what was queued."""
+        self._writer.transport.abort()
+
+    async def finish(self) -> None:
+        """Close and wait until what was queued has been sent or the connection is lost."""
+        self.close()
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
+
+
+async def connect(address: str, port: int, timeout: float, version: str) -> Connection:
+    """A connection to another peer, greeted.
+
+    :param timeout: seconds for connection and greeting together
+    :raises OSError: when the peer is not reachable, TimeoutError among them
+    :raises PeerdError: when it answers with an error, or speaks another protocol version
+    """
+    connection: Connection | None = None
+    try:
+        async with asyncio.timeout(timeout):
+            connection = Connection(*await asyncio.open_connection(address, port))
+            network.tune(connection.socket)
+            connection.post("hello", messages.hello(version))
+            messages.check_hello((await connection.expect("hello")).fields)
+    except BaseException:
+        if connection:
+            connection.abort()
+        raise
+    return connection

@@ -1,0 +1,181 @@
+"""The daemon: puts the parts together, and speaks with systemd (sd_listen_fds(3), sd_notify(3))."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import sdnotify
+from systemd import daemon as systemd
+
+from peerd import __version__, config
+from peerd.errors import PeerdError
+from peerd.executor import Executor
+from peerd.fronts import Front, TcpFront, UnixFront
+from peerd.journal import Event, log
+from peerd.node import Node
+from peerd.protocol import MAX_HEADER
+from peerd.registry import Registry
+from peerd.scopes import ScopeManager
+from peerd.service import Service
+
+CONFIG_FILE = Path("/etc/peerd/peerd.conf")
+CONFIG_DIRECTORY = Path("/etc/peerd/peerd.conf.d")
+EX_CONFIG = 78
+"""sysexits.h: the configuration is wrong."""
+_STATUS_DELAY = 0.5
+_BACKLOG = 1024
+_USEC = 1_000_000
+
+
+def read_config() -> tuple[config.Config, list[str]]:
+    """The configuration from the files of peerd.conf(5).
+
+    :raises ConfigError: when it cannot be used
+    """
+    files = [CONFIG_FILE, *sorted(CONFIG_DIRECTORY.glob("*.conf"))]
+    try:
+        return config.parse((str(file), file.read_text("utf-8")) for file in files if file.exists())
+    except (OSError, UnicodeDecodeError) as error:
+        raise config.ConfigError(str(error)) from None
+
+
+class Daemon:
+    """One daemon: made from a configuration, runs until it is told to stop."""
+
+    def __init__(self, settings: config.Config, listeners: dict[str, list[socket.socket]], state: Path) -> None:
+        self._settings = settings
+        self._listeners = listeners
+        self._notifier = sdnotify.SystemdNotifier()
+        self._stopping = asyncio.Event()
+        self._status_due: asyncio.TimerHandle | None = None
+        self._registry = Registry(state / "peerd.db")
+        self._scopes = ScopeManager()
+
+        def current() -> config.Config:
+            return self._settings
+
+        self._node = Node(self._registry, current, self._changed)
+        self._executor = Executor(self._scopes, current, lambda: self._node.peer_id, self._changed)
+        service = Service(self._node, self._executor, self._registry, current)
+        self._fronts: dict[str, Front] = {
+            "unix": UnixFront(self._node, service, current),
+            "tcp": TcpFront(self._node, self._executor, current),
+        }
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        self._executor.start()
+        self._node.start()
+        servers = [
+            await asyncio.start_server(self._fronts[name].accept, sock=listener, limit=MAX_HEADER, backlog=_BACKLOG)
+            if listener.family == socket.AF_INET
+            else await asyncio.start_unix_server(self._fronts[name].accept, sock=listener, limit=MAX_HEADER, backlog=_BACKLOG)
+            for name, sockets in self._listeners.items()
+            for listener in sockets
+        ]
+        watchdog = asyncio.create_task(self._feed_watchdog())
+        log(Event.STARTED, f"peerd {__version__} started, {self._status()}")
+        self._notifier.notify(f"READY=1\nSTATUS={self._status()}")
+        await self._stopping.wait()
+        self._notifier.notify("STOPPING=1\nSTATUS=Stopping")
+        for server in servers:
+            server.close()
+        await self._node.close()
+        for front in self._fronts.values():
+            front.close()
+        watchdog.cancel()
+        self._executor.close()
+        self._scopes.close()
+        self._registry.close()
+
+    def _status(self) -> str:
+        node, running = self._node, self._executor.running
+        if node.hub:
+            part = f"leader {node.peer_id}, {node.hub.workers} of {max(len(node.book) - 1, 0)} workers connected"
+        elif node.link:
+            state = "connected to" if node.link.connected else "not connected to"
+            part = f"worker {node.peer_id}, {state} leader {node.link.address}, {len(node.book)} peers known"
+        else:
+            part = f"{node.peer_id} works alone, no role set"
+        return f"{part}, {running} {'command' if running == 1 else 'commands'} running"
+
+    def _changed(self) -> None:
+        # Every notification wakes PID 1; many changes at once are one.
+        if self._status_due is None:
+            self._status_due = asyncio.get_running_loop().call_later(_STATUS_DELAY, self._show_status)
+
+    def _show_status(self) -> None:
+        self._status_due = None
+        if not self._stopping.is_set():
+            self._notifier.notify(f"STATUS={self._status()}")
+
+    def _reload(self) -> None:
+        # MONOTONIC_USEC= is what Type=notify-reload waits for; with Type=notify it does no harm (sd_notify(3)).
+        self._notifier.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        try:
+            self._settings, warnings = read_config()
+        except config.ConfigError as error:
+            log(Event.CONFIG_INVALID, f"Configuration not reloaded, the old one stays in force: {error}")
+        else:
+            _warn(warnings)
+        self._notifier.notify(f"READY=1\nSTATUS={self._status()}")
+
+    async def _feed_watchdog(self) -> None:
+        interval = int(os.environ.get("WATCHDOG_USEC", "0")) / _USEC / 2
+        while interval:
+            self._notifier.notify("WATCHDOG=1")
+            await asyncio.sleep(interval)
+
+
+def _warn(warnings: list[str]) -> None:
+    for warning in warnings:
+        log(Event.CONFIG_WARNING, warning)
+
+
+def _listeners() -> dict[str, list[socket.socket]]:
+    found: dict[str, list[socket.socket]] = {"unix": [], "tcp": []}
+    for fd, name in systemd.listen_fds_with_names(unset_environment=True).items():
+        if name in found:
+            listener = socket.socket(fileno=fd)
+            listener.setblocking(False)
+            found[name].append(listener)
+    return found
+
+
+async def _run(settings: config.Config, state: Path) -> None:
+    await Daemon(settings, _listeners(), state).run()
+
+
+def main() -> int:
+    """Run the daemon; the exit status is 0 after a stop, 78 for a bad configuration and 1 for a bad state directory."""
+    if len(sys.argv) > 1:
+        sys.stderr.write("peerd is started by systemd (systemctl start peerd). Its commands: d help\n")
+        return 2
+    os.umask(0o077)
+    try:
+        settings, warnings = read_config()
+    except config.ConfigError as error:
+        log(Event.CONFIG_INVALID, f"Configuration cannot be used: {error}")
+        sys.stderr.write(f"peerd: {error}\n")
+        return EX_CONFIG
+    _warn(warnings)
+    try:
+        asyncio.run(_run(settings, Path(os.environ.get("STATE_DIRECTORY", "/var/lib/peerd"))))
+    except PeerdError as error:
+        log(Event.INTERNAL_ERROR, error.sentence)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

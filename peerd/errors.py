@@ -1,0 +1,242 @@
+"""Every error that peerd reports, in one table.
+
+Code raises :class:`PeerdError`; it becomes a sentence with hints, a wire message, an outcome and an exit status
+here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from peerd.validate import printable
+
+EXIT_USAGE = 2
+EXIT_TIMEOUT = 124
+EXIT_CANCELLED = 130
+EXIT_FAILURE = 255
+SIGNAL_BASE = 128
+
+
+class Outcome(enum.StrEnum):
+    """How a command ended. Every command ends in exactly one of these."""
+
+    EXITED = "exited"
+    SIGNALED = "signaled"
+    TIMEOUT = "timeout"
+    OOM = "oom"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+    DENIED = "denied"
+    UNREACHABLE = "unreachable"
+    LOST = "lost"
+
+
+class Code(enum.StrEnum):
+    """Stable names of errors; they travel on the wire and appear in logs."""
+
+    PEER_NOT_FOUND = "peer-not-found"
+    NOT_CONNECTED = "not-connected-to-leader"
+    CONNECT_FAILED = "connect-failed"
+    TIMEOUT = "timeout"
+    LOST = "lost"
+    CANCELLED = "cancelled"
+    NO_SUCH_DIRECTORY = "no-such-directory"
+    NOT_A_DIRECTORY = "not-a-directory"
+    NO_ACCESS = "no-access"
+    START_FAILED = "start-failed"
+    DUPLICATE = "duplicate"
+    OUT_OF_MEMORY = "out-of-memory"
+    DENIED = "denied"
+    UNKNOWN_PEER = "unknown-peer"
+    ID_TAKEN = "id-taken"
+    ADDRESS_TAKEN = "address-taken"
+    KEY_CHANGED = "key-changed"
+    DELETED = "deleted"
+    NOT_LEADER = "not-leader"
+    NO_ROLE = "no-role"
+    OWN_ADDRESS = "own-address"
+    SELF_DELETE = "self-delete"
+    USAGE = "usage"
+    BAD_MESSAGE = "bad-message"
+    UNKNOWN_MESSAGE = "unknown-message"
+    VERSION = "version"
+    BUSY = "busy"
+    INTERNAL = "internal"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What one error says: the sentence, what to do next, and how a command with this error ended."""
+
+    sentence: str
+    hints: tuple[str, ...] = ()
+    outcome: Outcome = Outcome.FAILED
+    exit_status: int = EXIT_FAILURE
+
+
+KINDS: Mapping[Code, Kind] = {
+    Code.PEER_NOT_FOUND: Kind(
+        "Peer not found: {peer}",
+        (
+            "Peer hasn't registered with the leader. On the missing peer, run:",
+            "    d registerWorker    # uses the hostname, connects to the leader",
+            "The registered peers: d listPeers",
+        ),
+        Outcome.UNREACHABLE,
+    ),
+    Code.NOT_CONNECTED: Kind(
+        "Not connected to leader",
+        (
+            "Worker daemon hasn't connected to leader{reason}. Check:",
+            "- Is leader daemon running? (systemctl status peerd, on the leader)",
+            "- Is WireGuard VPN up? (wg show)",
+            "- Can you ping the leader? (ping {address})",
+        ),
+        Outcome.UNREACHABLE,
+    ),
+    Code.CONNECT_FAILED: Kind(
+        "Failed to connect to peer: {peer} ({address})",
+        (
+            "Target peer is registered but not reachable{reason}. Check:",
+            "- Is daemon running on target peer? (systemctl status peerd peerd-tcp.socket, there)",
+            "- WireGuard connectivity (ping {address})",
+        ),
+        Outcome.UNREACHABLE,
+    ),
+    Code.TIMEOUT: Kind(
+        "Timeout waiting for response from {peer} ({seconds} s)",
+        (
+            "Command took too long ({seconds} second timeout); it and all that it started were stopped. Check:",
+            "- Is the command hanging on target?",
+            "- Does it need longer? (--timeout SECONDS)",
+        ),
+        Outcome.TIMEOUT,
+        EXIT_TIMEOUT,
+    ),
+    Code.LOST: Kind(
+        "Lost connection to {peer} while the command ran",
+        (
+            "It may have finished, or was stopped when the connection broke. It was not run again.",
+            "What happened: journalctl -t peerd PEERD_EXEC_ID={exec_id}, there",
+        ),
+        Outcome.LOST,
+    ),
+    Code.CANCELLED: Kind(
+        "Cancelled: the command on {peer} and all that it started were stopped",
+        (),
+        Outcome.CANCELLED,
+        EXIT_CANCELLED,
+    ),
+    Code.NO_SUCH_DIRECTORY: Kind("No such directory on {peer}: {directory}"),
+    Code.NOT_A_DIRECTORY: Kind("Not a directory on {peer}: {directory}"),
+    Code.NO_ACCESS: Kind("Cannot enter directory on {peer}: {directory} ({reason})"),
+    Code.START_FAILED: Kind(
+        "Could not start the command on {peer}: {reason}", ("The record: journalctl -t peerd, there",)
+    ),
+    Code.DUPLICATE: Kind("This command was already run on {peer}: {exec_id}"),
+    Code.OUT_OF_MEMORY: Kind("Out of memory: the command on {peer} was stopped", (), Outcome.OOM),
+    Code.DENIED: Kind("Permission denied: {reason}", (), Outcome.DENIED),
+    Code.UNKNOWN_PEER: Kind(
+        "Permission denied: {address} is not a registered peer of {peer}",
+        ("On this machine, run: d registerWorker",),
+        Outcome.DENIED,
+    ),
+    Code.ID_TAKEN: Kind(
+        "Peer id is taken: {peer} belongs to {address}",
+        ("Choose another: d setPeerConfig --role worker --id NAME", "or free it: d deletePeer --peer {peer}"),
+        Outcome.DENIED,
+    ),
+    Code.ADDRESS_TAKEN: Kind(
+        "Address is taken: {address} is registered as {peer}",
+        ("To register it under another id, first run on the leader: d deletePeer --peer {peer}",),
+        Outcome.DENIED,
+    ),
+    Code.KEY_CHANGED: Kind(
+        "WireGuard key changed: {peer} ({address}) was registered with another key",
+        ("If that is right, run on the leader: d deletePeer --peer {peer}",),
+        Outcome.DENIED,
+    ),
+    Code.DELETED: Kind(
+        "Peer {peer} was deleted from the registry", ("To join again, run here: d registerWorker",), Outcome.DENIED
+    ),
+    Code.NOT_LEADER: Kind(
+        "{address} is not the leader",
+        ("On the leader, run: d setPeerConfig --role leader --id NAME",),
+        Outcome.DENIED,
+    ),
+    Code.NO_ROLE: Kind(
+        "This machine has no role yet",
+        (
+            "To join a leader: d registerWorker [--leader ADDRESS]",
+            "To make it the leader: d setPeerConfig --role leader --id NAME",
+        ),
+    ),
+    Code.OWN_ADDRESS: Kind("The leader's address is this machine's own: {address}"),
+    Code.SELF_DELETE: Kind("The leader cannot delete itself from its registry: {peer}"),
+    Code.USAGE: Kind("{reason}", (), Outcome.FAILED, EXIT_USAGE),
+    Code.BAD_MESSAGE: Kind("Malformed message: {reason}"),
+    Code.UNKNOWN_MESSAGE: Kind("Unknown message: {name}", ("Is peerd on one of the machines older? (d listPeers)",)),
+    Code.VERSION: Kind("No common protocol version: theirs is {theirs}, ours is {ours}"),
+    Code.BUSY: Kind("Too busy: {reason}", ("Try again when some of them have ended.",), Outcome.DENIED),
+    Code.INTERNAL: Kind("Internal error: {reason}", ("The record: journalctl -t peerd",)),
+}
+
+_DEFAULTS = {"peer": "peer", "address": "unknown", "reason": "", "seconds": "", "exec_id": "", "directory": ""}
+_MAX_DETAIL = 4096
+
+
+class PeerdError(Exception):
+    """An error with a stable code.
+
+    :param code: which kind of error it is
+    :param details: what the sentence and the hints of that kind name; values are shown with control
+        characters escaped, so that text from another party cannot drive a terminal or forge a log line
+    """
+
+    def __init__(self, code: Code, **details: object) -> None:
+        self.code = code
+        self.details = {key: printable(str(value), _MAX_DETAIL) for key, value in details.items()}
+        super().__init__(self.sentence)
+
+    @property
+    def kind(self) -> Kind:
+        """The row of :data:`KINDS` that this error is an instance of."""
+        return KINDS[self.code]
+
+    def _format(self, template: str) -> str:
+        return template.format_map({**_DEFAULTS, "name": "", "theirs": "", "ours": "", **self.details})
+
+    @property
+    def sentence(self) -> str:
+        """The one-line message."""
+        return self._format(self.kind.sentence)
+
+    @property
+    def hints(self) -> list[str]:
+        """The lines that say what to do next."""
+        return [self._format(hint) for hint in self.kind.hints]
+
+    @property
+    def text(self) -> str:
+        """The sentence and its hints, as shown on standard error."""
+        return "\n".join([self.sentence, *(f"  {hint}" for hint in self.hints)]) + "\n"
+
+    def to_wire(self) -> dict[str, object]:
+        """The error as fields of a message."""
+        return {"code": self.code.value, "message": self.sentence, "details": self.details}
+
+    @classmethod
+    def from_wire(cls, fields: Mapping[str, object]) -> PeerdError:
+        """The error that a peer reported; an unknown code becomes INTERNAL with the peer's message quoted."""
+        details = fields.get("details")
+        pairs = details if isinstance(details, dict) else {}
+        try:
+            code = Code(str(fields.get("code")))
+        except ValueError:
+            return cls(Code.INTERNAL, reason=fields.get("message", "unknown error"))
+        return cls(code, **{str(key): value for key, value in pairs.items() if key in _DETAIL_NAMES})
+
+
+_DETAIL_NAMES = frozenset({*_DEFAULTS, "name", "theirs", "ours"})

@@ -1,0 +1,67 @@
+"""The records that peerd leaves in the journal: one table of events, each with its MESSAGE_ID (journald)."""
+
+from __future__ import annotations
+
+import enum
+import syslog
+from dataclasses import dataclass
+
+from systemd import journal
+
+from peerd.validate import printable
+
+IDENTIFIER = "peerd"
+_MAX_FIELD = 8192
+
+
+@dataclass(frozen=True)
+class _Kind:
+    message_id: str
+    priority: int = syslog.LOG_INFO
+
+
+class Event(enum.Enum):
+    """What can happen. A MESSAGE_ID never changes its meaning."""
+
+    STARTED = _Kind("4b93e200b1d7492999603408bc3f4fb1")
+    CONFIG_INVALID = _Kind("4a28d0ab56644571baec13124aceeb9c", syslog.LOG_ERR)
+    CONFIG_WARNING = _Kind("e22dc39e71c2468eb68821d6ba16e997", syslog.LOG_WARNING)
+    ROLE_SET = _Kind("dd9160a4b18c4845941f0d8d6e50e826", syslog.LOG_NOTICE)
+    PEER_REGISTERED = _Kind("25fd43e63b284515974c4cd0e7b709eb", syslog.LOG_NOTICE)
+    PEER_REFUSED = _Kind("74844330429944d8b72e8513e02ea384", syslog.LOG_WARNING)
+    PEER_DELETED = _Kind("56ab12366a894330ae02cf63343d4bc3", syslog.LOG_NOTICE)
+    PEER_OFFLINE = _Kind("afb1e9ca27814e33aa32ee3f350c4fb3")
+    LEADER_CONNECTED = _Kind("6b11caa1b4c744c88765e19d679ac777")
+    LEADER_LOST = _Kind("c7b5daf2269642f39bce8c66ceb19f4c", syslog.LOG_WARNING)
+    COMMAND_ASKED = _Kind("0b277d5a8822450fa712b1b1c0669147")
+    COMMAND_ANSWERED = _Kind("789ffe05f2134fdbbde92bce47f31a98")
+    COMMAND_STARTED = _Kind("35c1bf74278c406caece77f389c208e1")
+    COMMAND_ENDED = _Kind("9ec0fec5d2cc41e982525b0da0a1419a")
+    CONNECTION_REFUSED = _Kind("c9621526a9a2424f9af753904e229c8c", syslog.LOG_WARNING)
+    PROTOCOL_ERROR = _Kind("667123d8dd9e4a76959038140667769c", syslog.LOG_WARNING)
+    INTERNAL_ERROR = _Kind("1e30da0d49644763ab26d98cd6fd8c02", syslog.LOG_ERR)
+
+
+def log(event: Event, message: str, **fields: object) -> None:
+    """Write one record.
+
+    :param message: the sentence; control characters in it are escaped, so that one record stays one line
+    :param fields: PEERD_ fields without that prefix, in lower case; None and "" are left out, bytes of control
+        characters are kept as they are, because a field of the journal has a length and not an end
+    """
+    extra = {
+        f"PEERD_{name.upper()}": str(value)[:_MAX_FIELD].encode("utf-8", "surrogateescape")
+        for name, value in fields.items()
+        if value is not None and value != ""
+    }
+    unit = {"OBJECT_SYSTEMD_UNIT": fields["unit"]} if fields.get("unit") else {}
+    extra.pop("PEERD_UNIT", None)
+    journal.send(
+        printable(message, _MAX_FIELD),
+        MESSAGE_ID=event.value.message_id,
+        PRIORITY=event.value.priority,
+        SYSLOG_IDENTIFIER=IDENTIFIER,
+        PEERD_EVENT=event.name.lower().replace("_", "-"),
+        **extra,
+        **unit,
+    )

@@ -1,0 +1,266 @@
+"""Connections to other peers: a pool for requests, and the one persistent link of a worker to its leader."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Mapping
+
+from peerd import __version__, connection, validate
+from peerd.connection import Connection
+from peerd.errors import Code, PeerdError
+from peerd.messages import Registration, take
+from peerd.peers import Peer, PeerBook
+from peerd.protocol import Frame
+
+MAX_PEERS = 100_000
+_FRESH = 1.0
+"""Seconds that a pooled connection is trusted without asking."""
+_IDLE_LIMIT = 60.0
+_IDLE_MOST = 32
+_FIRST_DELAY = 0.25
+_LONGEST_DELAY = 5.0
+_REFUSED_DELAY = 60.0
+_MISSED_HEARTBEATS = 2.5
+
+
+class Pool:
+    """Connections to peers, reused. A connection serves one request at a time, so that TCP's own flow control paces it.
+
+    :param port: gives the TCP port of peers
+    :param timeout: gives the seconds to wait for a connection
+    """
+
+    def __init__(self, port: Callable[[], int], timeout: Callable[[], float]) -> None:
+        self._port = port
+        self._timeout = timeout
+        self._idle: defaultdict[str, list[tuple[Connection, float]]] = defaultdict(list)
+
+    @contextlib.asynccontextmanager
+    async def borrow(self, address: str) -> AsyncIterator[Connection]:
+        """A greeted connection, for one request. It is kept for the next when the block ends without an exception.
+
+        :raises OSError: when the peer is not reachable
+        :raises PeerdError: when it refuses to talk
+        """
+        link = await self._take(address) or await connection.connect(address, self._port(), self._timeout(), __version__)
+        try:
+            yield link
+        except BaseException:
+            link.abort()
+            raise
+        idle = self._idle[address]
+        if link.usable and len(idle) < _IDLE_MOST:
+            idle.append((link, time.monotonic()))
+        else:
+            link.close()
+        self._sweep()
+
+    async def _take(self, address: str) -> Connection | None:
+        while self._idle[address]:
+            link, since = self._idle[address].pop()
+            if not link.usable:
+                link.abort()
+                continue
+            if time.monotonic() - since < _FRESH:
+                return link
+            # The other machine may have gone since, without a word; a request must not be the first to find out.
+            try:
+                async with asyncio.timeout(self._timeout()):
+                    await link.send("ping")
+                    await link.expect("pong")
+            except (OSError, PeerdError):
+                link.abort()
+                continue
+            return link
+        return None
+
+    async def request(self, address: str, type_: str, fields: Mapping[str, object]) -> Frame:
+        """Send a request that is answered by one ``reply``.
+
+        :raises OSError: when the peer is not reachable or does not answer in time
+        :raises PeerdError: the error it answers with
+        """
+        async with self.borrow(address) as link, asyncio.timeout(self._timeout()):
+            await link.send(type_, fields)
+            return await link.expect("reply")
+
+    def _sweep(self) -> None:
+        cut = time.monotonic() - _IDLE_LIMIT
+        for address, idle in list(self._idle.items()):
+            for link, since in idle:
+                if since < cut or not link.usable:
+                    link.abort()
+            self._idle[address] = [(link, since) for link, since in idle if since >= cut and link.usable]
+            if not self._idle[address]:
+                del self._idle[address]
+
+    def drop(self) -> None:
+        """Close every idle connection."""
+        for idle in self._idle.values():
+            for link, _ in idle:
+                link.abort()
+        self._idle.clear()
+
+
+class LeaderLink:
+    """A worker's connection to its leader: registers, sends heartbeats and keeps the copy of the registry.
+
+    :ivar book: the peers as the leader last said, kept while the leader is away
+    :ivar error: why there is no connection, or None
+
+    :param port: the leader's TCP port
+    :param me: gives what to register
+    :param interval: gives the seconds between heartbeats
+    :param timeout: gives the seconds to wait for a connection
+    :param changed: called with a sentence when the link comes or goes
+    """
+
+    def __init__(
+        self,
+        address: str,
+        port: int,
+        me: Callable[[], Registration],
+        interval: Callable[[], float],
+        timeout: Callable[[], float],
+        changed: Callable[[bool, str], None],
+    ) -> None:
+        self.address = address
+        self.book = PeerBook()
+        self.connected = False
+        self.error: PeerdError | None = None
+        self._port = port
+        self._me = me
+        self._interval = interval
+        self._timeout = timeout
+        self._changed = changed
+        self._wake = asyncio.Event()
+        self._decided = asyncio.Event()
+        self._task = asyncio.create_task(self._run())
+
+    async def outcome(self, timeout: float) -> PeerdError | None:
+        """Wait for the first attempt to register. Returns why it failed, or None when it succeeded."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._decided.wait()
+        return None if self.connected else self.error or self.unavailable()
+
+    def unavailable(self) -> PeerdError:
+        """The error for whoever needs the leader now."""
+        if self.error and self.error.kind.outcome == "denied":
+            return self.error
+        reason = f" ({self.error.details.get('reason')})" if self.error and self.error.details.get("reason") else ""
+        return PeerdError(Code.NOT_CONNECTED, address=self.address, reason=reason)
+
+    def wake(self) -> None:
+        """Try again at once: the network has changed."""
+        self._wake.set()
+
+    async def close(self) -> None:
+        """Disconnect and stop trying."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        delay = _FIRST_DELAY
+        while True:
+            began = time.monotonic()
+            try:
+                await self._session()
+            except PeerdError as error:
+                self.error = error
+            except OSError as error:
+                reason = "no answer in time" if isinstance(error, TimeoutError) else error.strerror or str(error)
+                self.error = PeerdError(Code.NOT_CONNECTED, address=self.address, reason=reason)
+            if self.connected:
+                self.connected = False
+                self._changed(False, self.error.sentence if self.error else "connection closed")
+                delay = _FIRST_DELAY
+            self._decided.set()
+            if self.error and self.error.code is Code.DELETED:
+                return
+            refused = self.error is not None and self.error.kind.outcome == "denied"
+            # Jitter keeps the workers of a leader that comes back from arriving together.
+            pause = (_REFUSED_DELAY if refused else delay) * random.uniform(0.5, 1.0)
+            delay = min(delay * 2, _LONGEST_DELAY)
+            self._wake.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._wake.wait()
+            if time.monotonic() - began < _FIRST_DELAY:
+                await asyncio.sleep(_FIRST_DELAY)
+
+    async def _session(self) -> None:
+        link = await connection.connect(self.address, self._port, self._timeout(), __version__)
+        heartbeat: asyncio.Task[None] | None = None
+        try:
+            async with asyncio.timeout(self._timeout()):
+                await link.send("registerPeer", self._me().to_wire())
+                await link.expect("registered")
+                # Replaced as a whole, so that a peer that went while the link was away goes here too.
+                self.book = await receive_book(link)
+            self.connected, self.error = True, None
+            self._decided.set()
+            self._changed(True, f"{len(self.book)} peers")
+            heartbeat = asyncio.create_task(self._beat(link))
+            while True:
+                async with asyncio.timeout(self._interval() * _MISSED_HEARTBEATS):
+                    frame = await link.receive()
+                if frame is None:
+                    raise ConnectionError("the leader closed the connection")
+                self._take(frame)
+        finally:
+            if heartbeat:
+                heartbeat.cancel()
+                await asyncio.gather(heartbeat, return_exceptions=True)
+            link.abort()
+
+    def _take(self, frame: Frame) -> None:
+        if frame.type == "error":
+            raise PeerdError.from_wire(frame.fields)
+        if frame.type == "peers":
+            for peer in entries(frame):
+                self.book.put(peer)
+        elif frame.type == "peerRemoved":
+            self.book.remove(take(frame.fields, "peer_id", validate.peer_id))
+
+    async def _beat(self, link: Connection) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                await asyncio.sleep(self._interval())
+                await link.send("heartbeat")
+
+
+def _count(value: object) -> int:
+    return validate.integer(value, 0, MAX_PEERS)
+
+
+async def receive_book(link: Connection) -> PeerBook:
+    """All peers, as a leader sends them: how many there are, then their entries.
+
+    :raises PeerdError: BAD_MESSAGE
+    :raises ConnectionError: when the connection ends before the last of them
+    """
+    count = take((await link.expect("reply")).fields, "count", _count)
+    book = PeerBook()
+    received = 0
+    while received < count:
+        peers = entries(await link.expect("peers"))
+        received += len(peers)
+        for peer in peers:
+            book.put(peer)
+    return book
+
+
+def entries(frame: Frame) -> list[Peer]:
+    """The peers in a ``peers`` message.
+
+    :raises PeerdError: BAD_MESSAGE
+    """
+    listed = frame.fields.get("peers")
+    if not isinstance(listed, list) or not listed:
+        raise PeerdError(Code.BAD_MESSAGE, reason="peers must be a list of peers")
+    return [Peer.from_wire(entry) for entry in listed]

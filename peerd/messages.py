@@ -1,0 +1,188 @@
+"""The messages that carry more than a name, as types with their wire form; pure code.
+
+A ``from_wire`` takes the fields of a frame from another party and raises BAD_MESSAGE for anything out of bounds.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import TypeVar
+
+from peerd import validate
+from peerd.errors import EXIT_CANCELLED, EXIT_FAILURE, EXIT_TIMEOUT, SIGNAL_BASE, Code, Outcome, PeerdError
+from peerd.protocol import PROTOCOL_VERSION
+
+T = TypeVar("T")
+MAX_TEXT = 255
+MAX_OUTPUT = 64 * 1024
+"""Bytes of output in one message."""
+
+
+class Action(enum.StrEnum):
+    """What a target runs from its own settings, so that a caller need not know its directories."""
+
+    PULL = "pull"
+    BUILD = "build"
+
+
+def take(fields: Mapping[str, object], name: str, check: Callable[[object], T], default: T | None = None) -> T:
+    """The checked value of one field.
+
+    :param default: the value of an absent field; without it the field must be there
+    :raises PeerdError: BAD_MESSAGE, naming the field
+    """
+    value = fields.get(name)
+    if value is None:
+        if default is not None:
+            return default
+        raise PeerdError(Code.BAD_MESSAGE, reason=f"{name} is missing")
+    try:
+        return check(value)
+    except ValueError as error:
+        raise PeerdError(Code.BAD_MESSAGE, reason=f"{name}: {error}") from None
+
+
+def take_optional(fields: Mapping[str, object], name: str, check: Callable[[object], T]) -> T | None:
+    """The checked value of one field, or None where it is absent or null."""
+    return None if fields.get(name) is None else take(fields, name, check)
+
+
+def _text(value: object) -> str:
+    return validate.string(value, "text", MAX_TEXT)
+
+
+def _count(value: object) -> int:
+    return validate.integer(value, 0, 2**63 - 1)
+
+
+def hello(version: str) -> dict[str, object]:
+    """The fields of the hello that opens every connection."""
+    return {"protocol": PROTOCOL_VERSION, "version": version}
+
+
+def check_hello(fields: Mapping[str, object]) -> str:
+    """The version of the daemon at the other end.
+
+    :raises PeerdError: VERSION where the other end speaks another protocol version
+    """
+    theirs = take(fields, "protocol", lambda value: validate.integer(value, 0, 1_000_000))
+    if theirs != PROTOCOL_VERSION:
+        raise PeerdError(Code.VERSION, theirs=theirs, ours=PROTOCOL_VERSION)
+    return take(fields, "version", _text, "")
+
+
+@dataclass(frozen=True)
+class ExecRequest:
+    """A command to run: either a shell command in a directory, or one of the target's own actions.
+
+    :ivar exec_id: the caller's id of this command; a target runs an id once
+    :ivar timeout: seconds, or None for the target's default
+    """
+
+    exec_id: str
+    directory: str = ""
+    shell_cmd: str = ""
+    action: Action | None = None
+    timeout: float | None = None
+
+    def to_wire(self) -> dict[str, object]:
+        """The fields of an execRequest."""
+        fields: dict[str, object] = {"execId": self.exec_id, "timeout": self.timeout}
+        if self.action:
+            return {**fields, "action": self.action.value}
+        return {**fields, "directory": self.directory, "shellCmd": self.shell_cmd}
+
+    @classmethod
+    def from_wire(cls, fields: Mapping[str, object]) -> ExecRequest:
+        """The request in the fields of an execRequest."""
+        exec_id = take(fields, "execId", validate.exec_id)
+        timeout = take_optional(fields, "timeout", validate.seconds)
+        action = take_optional(fields, "action", lambda value: Action(str(value)))
+        if action:
+            return cls(exec_id, action=action, timeout=timeout)
+        directory = take(fields, "directory", validate.directory)
+        return cls(exec_id, directory, take(fields, "shellCmd", validate.shell_command), timeout=timeout)
+
+
+@dataclass(frozen=True)
+class ExecResult:
+    """How a command ended.
+
+    :ivar exit_status: what a shell would report: the command's own, 128+n for signal n, or peerd's
+    :ivar duration_usec: microseconds from the start of the command to the end of its whole tree
+    :ivar left_behind: how many background processes were stopped after the command itself had ended
+    :ivar error: the sentence for every outcome that is not the command's own doing
+    """
+
+    outcome: Outcome
+    exit_status: int
+    signal: int | None = None
+    duration_usec: int = 0
+    left_behind: int = 0
+    error: PeerdError | None = None
+
+    @classmethod
+    def failure(cls, error: PeerdError, duration_usec: int = 0) -> ExecResult:
+        """The result of a command that peerd, the network, policy or a limit ended, or never let start."""
+        return cls(error.kind.outcome, error.kind.exit_status, duration_usec=duration_usec, error=error)
+
+    def to_wire(self) -> dict[str, object]:
+        """The fields of a result."""
+        fields = {
+            "outcome": self.outcome.value,
+            "exitStatus": self.exit_status,
+            "signal": self.signal,
+            "durationUsec": self.duration_usec,
+            "leftBehind": self.left_behind,
+        }
+        return {**fields, "error": self.error.to_wire()} if self.error else fields
+
+    @classmethod
+    def from_wire(cls, fields: Mapping[str, object]) -> ExecResult:
+        """The result in the fields of a result message."""
+        outcome = take(fields, "outcome", lambda value: Outcome(str(value)))
+        error = fields.get("error")
+        signal = take_optional(fields, "signal", lambda value: validate.integer(value, 1, 127))
+        return cls(
+            outcome,
+            _exit_status(outcome, take(fields, "exitStatus", lambda value: validate.integer(value, 0, 255)), signal),
+            signal,
+            take(fields, "durationUsec", _count, 0),
+            take(fields, "leftBehind", _count, 0),
+            PeerdError.from_wire(error) if isinstance(error, dict) else None,
+        )
+
+
+def _exit_status(outcome: Outcome, reported: int, signal: int | None) -> int:
+    # Derived wherever it can be, so that a peer's report cannot turn a failure into success.
+    if outcome is Outcome.EXITED:
+        return reported
+    if outcome is Outcome.SIGNALED:
+        return SIGNAL_BASE + (signal or 0)
+    return {Outcome.TIMEOUT: EXIT_TIMEOUT, Outcome.CANCELLED: EXIT_CANCELLED}.get(outcome, EXIT_FAILURE)
+
+
+@dataclass(frozen=True)
+class Registration:
+    """What a worker says of itself when it registers. Its address and key are never among it."""
+
+    peer_id: str
+    hostname: str
+    mac_address: str
+    daemon_version: str
+
+    def to_wire(self) -> dict[str, object]:
+        """The fields of a registerPeer."""
+        return asdict(self)
+
+    @classmethod
+    def from_wire(cls, fields: Mapping[str, object]) -> Registration:
+        """The registration in the fields of a registerPeer."""
+        return cls(
+            take(fields, "peer_id", validate.peer_id),
+            take(fields, "hostname", _text, ""),
+            take(fields, "mac_address", validate.mac_address, ""),
+            take(fields, "daemon_version", _text, ""),
+        )

@@ -1,0 +1,172 @@
+"""What the kernel and WireGuard know about addresses and interfaces."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import ipaddress
+import socket
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+_SIOCGIFADDR = 0x8915
+"""netdevice(7): the address of an interface."""
+_SIOCGIFHWADDR = 0x8927
+"""netdevice(7): the hardware address of an interface."""
+_HWADDR = struct.Struct("@H6s")
+_ARPHRD_ETHER = 1
+_IFREQ = struct.Struct("16s2x2x4s16x")
+_IP_PKTOPTIONS = 9
+"""linux/in.h: the control messages of the packet that opened a TCP connection, where IP_PKTINFO (ip(7)) is on."""
+_CMSG_HEADER = struct.Struct("@Lii")
+_IP_PKTINFO = 8
+_PKTINFO = struct.Struct("@i")
+# rtnetlink(7): links, IPv4 addresses and IPv4 routes.
+_RTMGRP = 0x1 | 0x10 | 0x40
+_WG_TIMEOUT = 5.0
+_KEEPALIVE = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 5),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 3),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 15_000),
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+)
+
+
+def tune(connection: socket.socket) -> None:
+    """Make a TCP connection notice within some 15 s that the other machine is gone, and send small frames at once."""
+    for level, option, value in _KEEPALIVE:
+        connection.setsockopt(level, option, value)
+
+
+def interface_address(interface: str) -> str | None:
+    """The IPv4 address of an interface, or None where it does not exist or has none."""
+    request = _IFREQ.pack(interface.encode(), b"")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            answer = fcntl.ioctl(probe, _SIOCGIFADDR, request)
+        except OSError:
+            return None
+    return socket.inet_ntoa(_IFREQ.unpack(answer)[1])
+
+
+def ingress_interface(connection: socket.socket) -> int | None:
+    """The index of the interface through which an accepted TCP connection came in.
+
+    :returns: None where the listener did not ask for it (PassPacketInfo= of systemd.socket(5))
+    """
+    try:
+        data = connection.getsockopt(socket.IPPROTO_IP, _IP_PKTOPTIONS, 512)
+    except OSError:
+        return None
+    offset = 0
+    while offset + _CMSG_HEADER.size + _PKTINFO.size <= len(data):
+        length, level, kind = _CMSG_HEADER.unpack_from(data, offset)
+        if level == socket.IPPROTO_IP and kind == _IP_PKTINFO:
+            return int(_PKTINFO.unpack_from(data, offset + _CMSG_HEADER.size)[0])
+        offset += max(_CMSG_HEADER.size, (length + 7) & ~7)
+    return None
+
+
+def came_through(connection: socket.socket, interface: str) -> bool:
+    """Whether an accepted connection came in through this interface."""
+    try:
+        return ingress_interface(connection) == socket.if_nametoindex(interface)
+    except OSError:
+        return False
+
+
+def primary_mac_address() -> str:
+    """The MAC address of the interface of the default route, else of the first one that has any; "" without one."""
+    names = [name for _, name in socket.if_nameindex()]
+    with contextlib.suppress(OSError):
+        # proc(5): the interface is the first column, the destination the second, in hexadecimal.
+        routes = [line.split() for line in Path("/proc/net/route").read_text().splitlines()[1:]]
+        names = [route[0] for route in routes if route[1] == "00000000"] + names
+    return next((mac for name in names if (mac := _mac_address(name))), "")
+
+
+def _mac_address(interface: str) -> str:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            answer = fcntl.ioctl(probe, _SIOCGIFHWADDR, _IFREQ.pack(interface.encode(), b""))
+        except OSError:
+            return ""
+    family, mac = _HWADDR.unpack_from(answer, 16)
+    return mac.hex(":") if family == _ARPHRD_ETHER else ""
+
+
+def hostname() -> str:
+    """The name of this machine, without a domain."""
+    return socket.gethostname().split(".")[0]
+
+
+async def public_key(interface: str, address: str) -> str:
+    """The WireGuard public key whose allowed IPs hold this address most specifically; "" where that is not known.
+
+    The leader's cryptokey routing is what vouches for the address (wg(8), ``show … dump``).
+    """
+    try:
+        process = await asyncio.create_subprocess_exec(
+            "wg", "show", interface, "dump", stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+        )
+    except OSError:
+        return ""
+    try:
+        output, _ = await asyncio.wait_for(process.communicate(), _WG_TIMEOUT)
+    except asyncio.TimeoutError:
+        process.kill()
+        return ""
+    return key_of(output.decode("ascii", "replace"), address)
+
+
+def key_of(dump: str, address: str) -> str:
+    """The public key in the output of ``wg show INTERFACE dump`` that routes this address, or ""."""
+    target = ipaddress.ip_address(address)
+    best, key = -1, ""
+    for line in dump.splitlines()[1:]:
+        columns = line.split("\t")
+        if len(columns) < 4:
+            continue
+        for allowed in columns[3].split(","):
+            with contextlib.suppress(ValueError):
+                network = ipaddress.ip_network(allowed, strict=False)
+                if target in network and network.prefixlen > best:
+                    best, key = network.prefixlen, columns[0]
+    return key
+
+
+class NetworkWatch:
+    """Calls back whenever a link, an address or a route of this machine changed (rtnetlink(7))."""
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        self._changed = changed
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
+        self._socket.bind((0, _RTMGRP))
+        asyncio.get_running_loop().add_reader(self._socket, self._read)
+
+    def _read(self) -> None:
+        # What changed does not matter, and an overrun (ENOBUFS) means a change as well.
+        with contextlib.suppress(OSError):
+            while self._socket.recv(65536):
+                pass
+        self._changed()
+
+    def close(self) -> None:
+        """Stop watching."""
+        asyncio.get_running_loop().remove_reader(self._socket)
+        self._socket.close()
+
+
+def is_own_address(address: str) -> bool:
+    """Whether an address is one of this machine's own: only those can be bound (ip(7))."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return True
+

@@ -1,0 +1,220 @@
+"""This machine's part among the peers: alone, worker or leader, and whom it therefore knows."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping
+
+from peerd import __version__, network
+from peerd.config import Config
+from peerd.errors import Code, PeerdError
+from peerd.hub import Hub
+from peerd.journal import Event, log
+from peerd.links import LeaderLink, Pool, receive_book
+from peerd.messages import Registration
+from peerd.peers import Peer, PeerBook
+from peerd.registry import Identity, Registry
+
+LEADER = "leader"
+WORKER = "worker"
+_FLUSH_INTERVAL = 60.0
+_REGISTER_MARGIN = 2.0
+
+
+class Node:
+    """Role, id and leader of this machine, and what follows from them.
+
+    :ivar hub: the registry, on the leader
+    :ivar link: the connection to the leader, on a worker
+    :ivar pool: connections to other peers
+    :param changed: called when something changed that the status line shows
+    """
+
+    def __init__(self, registry: Registry, config: Callable[[], Config], changed: Callable[[], None]) -> None:
+        self._registry = registry
+        self._config = config
+        self._changed = changed
+        self.identity = registry.identity()
+        self.hub: Hub | None = None
+        self.link: LeaderLink | None = None
+        self.pool = Pool(lambda: config().port, lambda: config().connect_timeout)
+        self._watch: network.NetworkWatch | None = None
+        self._flusher: asyncio.Task[None] | None = None
+
+    @property
+    def peer_id(self) -> str:
+        """The id of this machine; its host name while none is set."""
+        return self.identity.peer_id or network.hostname()
+
+    @property
+    def address(self) -> str | None:
+        """This machine's address in the VPN, or None while the interface is down."""
+        return network.interface_address(self._config().vpn_interface)
+
+    @property
+    def book(self) -> PeerBook:
+        """The peers that this machine knows."""
+        if self.hub:
+            return self.hub.book
+        return self.link.book if self.link else PeerBook()
+
+    def start(self) -> None:
+        """Take up the stored role."""
+        self._watch = network.NetworkWatch(self._network_changed)
+        self._take_up()
+
+    async def close(self) -> None:
+        """Leave: close the links and store what is to be stored."""
+        if self._watch:
+            self._watch.close()
+        await self._lay_down()
+        self.pool.drop()
+
+    async def become(self, identity: Identity) -> PeerdError | None:
+        """Change role, id or leader. A worker whose leader refuses it keeps what it had before.
+
+        :returns: why a worker is not connected to its leader yet, or None; the change holds all the same
+        :raises PeerdError: OWN_ADDRESS, or the leader's refusal; nothing is changed then
+        """
+        if identity.role == WORKER and network.is_own_address(identity.leader_address):
+            raise PeerdError(Code.OWN_ADDRESS, address=identity.leader_address)
+        before = self.identity
+        await self._change(identity)
+        if self.link is None:
+            return None
+        error = await self.link.outcome(self._config().connect_timeout * 2 + _REGISTER_MARGIN)
+        if error and error.kind.outcome == "denied":
+            await self._change(before)
+            raise error
+        return error
+
+    async def resolve(self, peer_id: str) -> Peer:
+        """The peer with this id, from the registry or its copy; a worker asks the leader about one it does not know.
+
+        :raises PeerdError: PEER_NOT_FOUND, or why the leader cannot be asked
+        """
+        peer = self.book.by_id(peer_id)
+        if peer or self.link is None:
+            if peer is None:
+                raise PeerdError(Code.PEER_NOT_FOUND, peer=peer_id)
+            return peer
+        answer = await self._ask("getPeerInfo", {"peer": peer_id})
+        return Peer.from_wire(answer)
+
+    async def identify(self, address: str) -> Peer:
+        """The peer that a connection from this address belongs to.
+
+        :raises PeerdError: UNKNOWN_PEER
+        """
+        peer = self.book.by_address(address)
+        if peer:
+            return peer
+        # A peer may have registered a moment ago, and its first command be quicker than the leader's news of it.
+        with contextlib.suppress(PeerdError):
+            return Peer.from_wire(await self._ask("getPeerInfo", {"address": address}))
+        raise PeerdError(Code.UNKNOWN_PEER, address=address, peer=self.peer_id)
+
+    async def peers(self) -> tuple[PeerBook, PeerdError | None]:
+        """All peers, on a worker as the leader knows them now.
+
+        :returns: the peers, and why they are only the last known ones, or None
+        :raises PeerdError: NO_ROLE; and why the leader cannot be asked, where it was never reached
+        """
+        if self.hub:
+            return self.hub.book, None
+        if self.link is None:
+            raise PeerdError(Code.NO_ROLE)
+        error = self.link.unavailable()
+        if self.link.connected:
+            with contextlib.suppress(OSError):
+                async with self.pool.borrow(self.link.address) as link, asyncio.timeout(self._config().connect_timeout):
+                    await link.send("listPeers")
+                    return await receive_book(link), None
+        if not len(self.link.book):
+            raise error
+        return self.link.book, error
+
+    async def delete(self, peer_id: str, caller: str) -> None:
+        """Delete a peer from the registry, on a worker by asking the leader.
+
+        :raises PeerdError: PEER_NOT_FOUND, SELF_DELETE, NO_ROLE or why the leader cannot be asked
+        """
+        if self.hub is None:
+            await self._ask("deletePeer", {"peer": peer_id})
+        elif peer_id == self.peer_id:
+            raise PeerdError(Code.SELF_DELETE, peer=peer_id)
+        else:
+            self.hub.delete(peer_id, caller)
+
+    async def _ask(self, type_: str, fields: Mapping[str, object]) -> Mapping[str, object]:
+        if self.link is None:
+            raise PeerdError(Code.NO_ROLE)
+        if not self.link.connected:
+            raise self.link.unavailable()
+        try:
+            return (await self.pool.request(self.link.address, type_, fields)).fields
+        except OSError:
+            raise PeerdError(Code.NOT_CONNECTED, address=self.link.address) from None
+
+    async def _change(self, identity: Identity) -> None:
+        await self._lay_down()
+        self._registry.set_identity(identity)
+        self.identity = identity
+        log(
+            Event.ROLE_SET,
+            f"Role: {identity.role or 'none'}, id: {self.peer_id}, leader: {identity.leader_address or 'none'}",
+            peer=self.peer_id,
+        )
+        self._take_up()
+
+    def _take_up(self) -> None:
+        config = self._config
+        if self.identity.role == LEADER:
+            self.hub = Hub(self._registry, lambda: config().vpn_interface, self._changed)
+            self._flusher = asyncio.create_task(self._flush(self.hub))
+            self._enter_self()
+        elif self.identity.role == WORKER:
+            self.link = LeaderLink(
+                self.identity.leader_address,
+                config().port,
+                self._registration,
+                lambda: config().heartbeat_interval,
+                lambda: config().connect_timeout,
+                self._link_changed,
+            )
+        self._changed()
+
+    async def _lay_down(self) -> None:
+        link, hub, flusher = self.link, self.hub, self._flusher
+        self.link = self.hub = self._flusher = None
+        if flusher:
+            flusher.cancel()
+            await asyncio.gather(flusher, return_exceptions=True)
+        if hub:
+            hub.close()
+        if link:
+            await link.close()
+
+    def _registration(self) -> Registration:
+        return Registration(self.peer_id, network.hostname(), network.primary_mac_address(), __version__)
+
+    def _enter_self(self) -> None:
+        address = self.address
+        if self.hub and address:
+            self.hub.set_self(self._registration(), address)
+
+    async def _flush(self, hub: Hub) -> None:
+        while True:
+            await asyncio.sleep(_FLUSH_INTERVAL)
+            hub.flush()
+
+    def _network_changed(self) -> None:
+        self._enter_self()
+        if self.link:
+            self.link.wake()
+
+    def _link_changed(self, connected: bool, detail: str) -> None:
+        event, verb = (Event.LEADER_CONNECTED, "Connected to") if connected else (Event.LEADER_LOST, "Lost")
+        log(event, f"{verb} leader {self.identity.leader_address}: {detail}", address=self.identity.leader_address)
+        self._changed()

@@ -1,0 +1,138 @@
+"""Who the peers are: the registry in memory, the same on the leader (which stores it) and on workers (which copy it).
+
+Pure code: what a registration changes, or why it is refused, is decided here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+
+from peerd import validate
+from peerd.errors import Code, PeerdError
+from peerd.messages import MAX_TEXT, Registration, take
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One row of the registry.
+
+    :ivar public_key: the WireGuard public key behind the address, or "" where it is not known
+    :ivar first_seen: seconds since the epoch
+    :ivar last_seen: seconds since the epoch
+    """
+
+    peer_id: str
+    ip_address: str
+    mac_address: str = ""
+    hostname: str = ""
+    daemon_version: str = ""
+    public_key: str = ""
+    first_seen: float = 0.0
+    last_seen: float = 0.0
+    is_online: bool = False
+
+    def to_wire(self) -> dict[str, object]:
+        """The peer as an entry of a peers message."""
+        return {name: getattr(self, name) for name in _FIELDS}
+
+    @classmethod
+    def from_wire(cls, entry: object) -> Peer:
+        """The peer in an entry of a peers message.
+
+        :raises PeerdError: BAD_MESSAGE
+        """
+        if not isinstance(entry, Mapping):
+            raise PeerdError(Code.BAD_MESSAGE, reason="a peer must be an object")
+
+        def text(name: str) -> str:
+            return take(entry, name, lambda value: validate.string(value, name, MAX_TEXT), "")
+
+        def moment(name: str) -> float:
+            return take(entry, name, _moment, 0.0)
+
+        return cls(
+            take(entry, "peer_id", validate.peer_id),
+            take(entry, "ip_address", validate.address),
+            take(entry, "mac_address", validate.mac_address, ""),
+            text("hostname"),
+            text("daemon_version"),
+            text("public_key"),
+            moment("first_seen"),
+            moment("last_seen"),
+            take(entry, "is_online", validate.boolean, False),
+        )
+
+
+_FIELDS = tuple(field.name for field in fields(Peer))
+
+
+def _moment(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 2**40:
+        raise ValueError("must be seconds since the epoch")
+    return float(value)
+
+
+class PeerBook:
+    """The peers, found by id and by address. An id has one address and an address has one id."""
+
+    def __init__(self, peers: Iterable[Peer] = ()) -> None:
+        self._by_id: dict[str, Peer] = {}
+        self._by_address: dict[str, Peer] = {}
+        for peer in peers:
+            self.put(peer)
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def all(self) -> list[Peer]:
+        """All peers in the order of their addresses."""
+        return sorted(self._by_id.values(), key=lambda peer: tuple(map(int, peer.ip_address.split("."))))
+
+    def by_id(self, peer_id: str) -> Peer | None:
+        """The peer with this id."""
+        return self._by_id.get(peer_id)
+
+    def by_address(self, address: str) -> Peer | None:
+        """The peer with this address."""
+        return self._by_address.get(address)
+
+    def put(self, peer: Peer) -> None:
+        """Add or replace; whatever held the same id or the same address goes."""
+        for old in (self._by_id.get(peer.peer_id), self._by_address.get(peer.ip_address)):
+            if old:
+                self.remove(old.peer_id)
+        self._by_id[peer.peer_id] = peer
+        self._by_address[peer.ip_address] = peer
+
+    def remove(self, peer_id: str) -> Peer | None:
+        """Remove the peer with this id and return it, or None where there is none."""
+        peer = self._by_id.pop(peer_id, None)
+        if peer:
+            del self._by_address[peer.ip_address]
+        return peer
+
+    def admit(self, claim: Registration, address: str, public_key: str, now: float) -> Peer:
+        """The peer that a registration makes or renews; the book itself is not changed.
+
+        :param address: where the registration came from, as the VPN vouches for it
+        :param public_key: the WireGuard key behind that address, "" where unknown
+        :param now: seconds since the epoch
+        :raises PeerdError: ID_TAKEN, ADDRESS_TAKEN or KEY_CHANGED
+        """
+        holder = self.by_id(claim.peer_id)
+        if holder and holder.ip_address != address:
+            raise PeerdError(Code.ID_TAKEN, peer=claim.peer_id, address=holder.ip_address)
+        tenant = self.by_address(address)
+        if tenant and tenant.peer_id != claim.peer_id:
+            raise PeerdError(Code.ADDRESS_TAKEN, peer=tenant.peer_id, address=address)
+        if holder and holder.public_key and public_key and holder.public_key != public_key:
+            raise PeerdError(Code.KEY_CHANGED, peer=claim.peer_id, address=address)
+        return replace(
+            holder or Peer(claim.peer_id, address, first_seen=now),
+            mac_address=claim.mac_address,
+            hostname=claim.hostname,
+            daemon_version=claim.daemon_version,
+            public_key=public_key or (holder.public_key if holder else ""),
+            last_seen=now,
+        )

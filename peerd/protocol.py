@@ -1,0 +1,112 @@
+"""The frame format of both sockets, as pure code: bytes in, frames out.
+
+A frame is one JSON object on one line of at most :data:`MAX_HEADER` bytes. Its ``type`` names the message; a
+``size`` announces that many raw bytes (at most :data:`MAX_PAYLOAD`) that follow the line. peerd-protocol(7) has the
+messages.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from peerd.errors import Code, PeerdError
+
+PROTOCOL_VERSION = 1
+MAX_HEADER = 512 * 1024
+MAX_PAYLOAD = 1024 * 1024
+MAX_TYPE = 64
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One message: its type, its other fields, and the raw bytes that came with it."""
+
+    type: str
+    fields: Mapping[str, object] = field(default_factory=dict)
+    payload: bytes = b""
+
+
+def _refuse(reason: str) -> NoReturn:
+    raise PeerdError(Code.BAD_MESSAGE, reason=reason)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    _refuse(f"{name} is not JSON")
+
+
+def encode(type_: str, fields: Mapping[str, object] | None = None, payload: bytes = b"") -> bytes:
+    """The bytes of one frame.
+
+    :raises PeerdError: BAD_MESSAGE when the header or the payload would be over its bound
+    """
+    header: dict[str, object] = {"type": type_, **(fields or {})}
+    if payload:
+        header["size"] = len(payload)
+    line = json.dumps(header, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
+    if len(line) > MAX_HEADER:
+        _refuse(f"header of {len(line)} bytes, at most {MAX_HEADER}")
+    if len(payload) > MAX_PAYLOAD:
+        _refuse(f"payload of {len(payload)} bytes, at most {MAX_PAYLOAD}")
+    return line + payload
+
+
+def _parse(line: bytes) -> tuple[str, dict[str, object], int]:
+    try:
+        header = json.loads(line, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        _refuse("a frame must start with one line of JSON")
+    if not isinstance(header, dict):
+        _refuse("a frame must be a JSON object")
+    type_ = header.pop("type", None)
+    if not isinstance(type_, str) or not 0 < len(type_) <= MAX_TYPE:
+        _refuse("a frame must have a type")
+    size = header.pop("size", 0)
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= MAX_PAYLOAD:
+        _refuse(f"size must be a whole number from 0 to {MAX_PAYLOAD}")
+    return type_, header, size
+
+
+class Decoder:
+    """Turns the bytes of one connection into frames; holds at most one frame's bytes and what was fed beyond it."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._scanned = 0
+        self._header: tuple[str, dict[str, object], int] | None = None
+
+    def feed(self, data: bytes) -> None:
+        """Add bytes as they arrived."""
+        self._buffer += data
+
+    def next(self) -> Frame | None:
+        """The next whole frame, or None until more bytes are fed.
+
+        :raises PeerdError: BAD_MESSAGE when the bytes are no frame or break a bound; the connection cannot be
+            used after that, because nothing says where the next frame would start
+        """
+        if self._header is None:
+            end = self._buffer.find(b"\n", self._scanned)
+            if end < 0:
+                self._scanned = len(self._buffer)
+            if end >= MAX_HEADER or (end < 0 and len(self._buffer) >= MAX_HEADER):
+                _refuse(f"header longer than {MAX_HEADER} bytes")
+            if end < 0:
+                return None
+            self._header = _parse(bytes(self._buffer[:end]))
+            del self._buffer[: end + 1]
+            self._scanned = 0
+        type_, fields, size = self._header
+        if len(self._buffer) < size:
+            return None
+        payload = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        self._header = None
+        return Frame(type_, fields, payload)
+
+    @property
+    def partial(self) -> bool:
+        """Whether bytes of an unfinished frame are held: the end of the stream now would cut a frame."""
+        return bool(self._buffer) or self._header is not None

@@ -1,0 +1,107 @@
+"""What outlives a restart: this machine's role and, on the leader, the peers; in SQLite through peewee."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import peewee
+
+from peerd.errors import Code, PeerdError
+from peerd.peers import Peer
+
+SCHEMA_VERSION = 1
+"""Kept in the database as PRAGMA user_version (sqlite.org/pragma.html)."""
+
+_PRAGMAS = {"journal_mode": "wal", "synchronous": "normal", "foreign_keys": 1, "busy_timeout": 5000}
+
+
+@dataclass(frozen=True)
+class Identity:
+    """This machine's part: its role ("leader", "worker" or "" while none is set), its id, its leader's address."""
+
+    role: str = ""
+    peer_id: str = ""
+    leader_address: str = ""
+
+
+class Registry:
+    """The database. One process uses it; every method is one transaction.
+
+    :param path: the file, made with mode 0600 if it does not exist; ``:memory:`` for a test
+    :raises PeerdError: INTERNAL when the file cannot be used or was written by a newer peerd
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._database = peewee.SqliteDatabase(None)
+        meta = type("Meta", (), {"database": self._database})
+
+        class Setting(peewee.Model):  # type: ignore[misc]
+            name = peewee.TextField(primary_key=True)
+            value = peewee.TextField()
+            Meta = meta
+
+        class PeerRow(peewee.Model):  # type: ignore[misc]
+            peer_id = peewee.TextField(primary_key=True)
+            ip_address = peewee.TextField(unique=True)
+            mac_address = peewee.TextField(default="")
+            hostname = peewee.TextField(default="")
+            daemon_version = peewee.TextField(default="")
+            public_key = peewee.TextField(default="")
+            first_seen = peewee.DoubleField()
+            last_seen = peewee.DoubleField()
+            Meta = type("Meta", (), {"database": self._database, "table_name": "peer_registry"})
+
+        self._settings: Any = Setting
+        self._peers: Any = PeerRow
+        try:
+            if str(path) != ":memory:":
+                Path(path).touch(mode=0o600)
+            self._database.init(str(path), pragmas=_PRAGMAS)
+            self._database.connect()
+            self._migrate()
+        except (OSError, peewee.DatabaseError) as error:
+            raise PeerdError(Code.INTERNAL, reason=f"cannot use the database {path}: {error}") from None
+
+    def _migrate(self) -> None:
+        version = self._database.pragma("user_version")
+        if version > SCHEMA_VERSION:
+            raise peewee.DatabaseError(f"schema version {version} is newer than this peerd's {SCHEMA_VERSION}")
+        with self._database.atomic():
+            if version < 1:
+                self._database.create_tables([self._settings, self._peers])
+            self._database.pragma("user_version", SCHEMA_VERSION)
+
+    def identity(self) -> Identity:
+        """The role, id and leader that were stored last."""
+        stored = {row.name: row.value for row in self._settings.select()}
+        return Identity(**{name: stored.get(name, "") for name in asdict(Identity())})
+
+    def set_identity(self, identity: Identity) -> None:
+        """Store role, id and leader together."""
+        with self._database.atomic():
+            for name, value in asdict(identity).items():
+                self._settings.replace(name=name, value=value).execute()
+
+    def peers(self) -> list[Peer]:
+        """All stored peers."""
+        return [Peer(**row) for row in self._peers.select().dicts()]
+
+    def store(self, peers: Iterable[Peer]) -> None:
+        """Insert or replace these peers. Whether a peer is online is the link's to say and is not stored."""
+        with self._database.atomic():
+            for peer in peers:
+                row = asdict(peer)
+                del row["is_online"]
+                self._peers.replace(**row).execute()
+
+    def forget(self, peer_ids: Iterable[str]) -> int:
+        """Delete these peers; the number of rows that went."""
+        with self._database.atomic():
+            return sum(self._peers.delete().where(self._peers.peer_id == peer_id).execute() for peer_id in peer_ids)
+
+    def close(self) -> None:
+        """Close the database; SQLite then folds its write-ahead log into the file."""
+        self._database.close()

@@ -1,0 +1,346 @@
+"""What each command does. The unix socket, TCP and D-Bus are thin fronts of this; nothing here knows of a socket."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from peerd import __version__, validate
+from peerd.commands import BY_NAME, COMMANDS, snake_case
+from peerd.config import Config
+from peerd.connection import Connection
+from peerd.errors import Code, PeerdError
+from peerd.executor import Caller, Executor, Sink, describe
+from peerd.journal import Event, log
+from peerd.messages import Action, ExecRequest, ExecResult, take
+from peerd.node import LEADER, WORKER, Node
+from peerd.peers import Peer
+from peerd.registry import Identity, Registry
+
+_CANCEL_LIMIT = 60.0
+"""Seconds to wait for a target's word that a cancelled command is gone."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command has to say.
+
+    :ivar data: for a command that shows data: what it shows
+    :ivar text: for the others: a sentence, or ""
+    :ivar error: what went wrong, or what to know beside the data
+    :ivar status: the exit status of ``d``
+    """
+
+    data: Any = None
+    text: str = ""
+    error: PeerdError | None = None
+    status: int = 0
+
+
+@dataclass(frozen=True)
+class Session:
+    """Who called, where output goes, and how the caller takes it back.
+
+    :ivar say: shows a line of progress
+    """
+
+    caller: Caller
+    sink: Sink
+    cancel: asyncio.Event
+    say: Callable[[str], None]
+
+
+class Service:
+    """The commands. A method ``do_<name in snake case>`` takes the session and the parsed parameters."""
+
+    def __init__(self, node: Node, executor: Executor, registry: Registry, config: Callable[[], Config]) -> None:
+        self._node = node
+        self._executor = executor
+        self._registry = registry
+        self._config = config
+
+    async def call(self, name: str, params: Mapping[str, Any], session: Session) -> Answer:
+        """Do a command.
+
+        :param params: its options by name, as the table's parsers returned them; those not given are absent
+        :raises PeerdError: what went wrong
+        """
+        answer: Answer = await getattr(self, f"do_{snake_case(BY_NAME[name].name)}")(session, **params)
+        return answer
+
+    async def do_exec_on_peer(
+        self, session: Session, peer: str, directory: str, shell_cmd: str, timeout: float | None = None
+    ) -> Answer:
+        """Run a shell command on a peer."""
+        request = ExecRequest(new_exec_id(), directory, shell_cmd, timeout=timeout)
+        return _answer(await self.execute(peer, request, session))
+
+    async def do_remote_pull(self, session: Session, peer: str, timeout: float | None = None) -> Answer:
+        """Run the peer's pull-command."""
+        return _answer(await self._act(session, peer, Action.PULL, timeout))
+
+    async def do_remote_bd(self, session: Session, peer: str, timeout: float | None = None) -> Answer:
+        """Run the peer's build-command."""
+        return _answer(await self._act(session, peer, Action.BUILD, timeout))
+
+    async def do_remote_deploy_daemon(self, session: Session, peer: str, timeout: float | None = None) -> Answer:
+        """Pull, then build; stop at the first failure and say at which step."""
+        for step, action in enumerate(Action, 1):
+            session.say(f"{action} on {peer} (step {step} of {len(Action)})")
+            result = await self._act(session, peer, action, timeout)
+            if result.exit_status:
+                skipped = ", build not started" if action is Action.PULL else ""
+                session.say(f"Deploy on {peer} failed: {action} ended with exit status {result.exit_status}{skipped}")
+                return _answer(result)
+        session.say(f"Deployed on {peer}")
+        return Answer()
+
+    async def do_set_peer_config(
+        self, session: Session, role: str | None = None, id: str | None = None, leader: str | None = None
+    ) -> Answer:
+        """Set role, id and leader; what is not given stays."""
+        now = self._node.identity
+        role = role or now.role
+        if not role:
+            raise PeerdError(Code.USAGE, reason="This machine has no role yet: --role leader or --role worker is needed")
+        if role == LEADER and leader:
+            raise PeerdError(Code.USAGE, reason="--leader goes with --role worker: a leader has none")
+        if role == WORKER and not (leader or now.leader_address):
+            leader = self._config().leader_address
+        address = (leader or now.leader_address) if role == WORKER else ""
+        return await self._become(Identity(role, id or self._valid_id(), address), "Peer config saved. ")
+
+    async def do_register_worker(self, session: Session, leader: str | None = None) -> Answer:
+        """Join a leader under the host name; again, after a change or a deletion."""
+        now = self._node.identity
+        address = leader or now.leader_address or self._config().leader_address
+        kept = now.peer_id if now.role == WORKER else ""
+        return await self._become(Identity(WORKER, kept or self._valid_id(), address), "")
+
+    async def do_get_peer_status(self, session: Session) -> Answer:
+        """This machine's role, id and connection."""
+        node = self._node
+        data: dict[str, object] = {
+            "role": node.identity.role or None,
+            "peer_id": node.peer_id,
+            "leader_address": (node.address if node.hub else node.identity.leader_address) or None,
+            "is_leader": node.hub is not None,
+            "connected_to_leader": node.link.connected if node.link else False,
+        }
+        if node.hub:
+            data["connected_workers"] = node.hub.workers
+        data |= {
+            "ip_address": node.address,
+            "known_peers": len(node.book),
+            "running_commands": self._executor.running,
+            "daemon_version": __version__,
+        }
+        if node.link:
+            data["leader_error"] = node.link.error.sentence if node.link.error else None
+        return Answer(data)
+
+    async def do_list_peers(self, session: Session) -> Answer:
+        """All registered peers."""
+        book, error = await self._node.peers()
+        return Answer([self._show(peer) for peer in book.all()], error=error)
+
+    async def do_get_peer_info(self, session: Session, peer: str) -> Answer:
+        """One registered peer."""
+        if self._node.link is None or not self._node.link.connected:
+            return Answer(self._show(await self._node.resolve(peer)))
+        book, error = await self._node.peers()
+        found = book.by_id(peer)
+        if not found:
+            raise PeerdError(Code.PEER_NOT_FOUND, peer=peer)
+        return Answer(self._show(found), error=error)
+
+    async def do_delete_peer(self, session: Session, peer: str) -> Answer:
+        """Delete a peer from the registry."""
+        await self._node.delete(peer, str(session.caller))
+        return Answer(text=f"Deleted peer: {peer}")
+
+    async def do_db_sanity_check(self, session: Session) -> Answer:
+        """Delete what a worker's database should not hold: registry entries."""
+        role = self._node.identity.role
+        stray = [] if role == LEADER else [peer.peer_id for peer in self._registry.peers()]
+        actions = []
+        if stray:
+            deleted = self._registry.forget(stray)
+            actions.append(
+                {
+                    "issue": "Worker has peer_registry data (leader-only table)",
+                    "peer_count": len(stray),
+                    "peer_ids": stray,
+                    "action_taken": f"Deleted {deleted} peer records",
+                }
+            )
+            log(Event.PEER_DELETED, f"dbSanityCheck deleted {deleted} stale entries", caller=str(session.caller))
+        if role == LEADER:
+            message = "No sanity check needed for role: leader"
+        else:
+            message = f"Sanity check {'completed: issues found and fixed' if stray else 'passed: no issues found'}"
+        return Answer({"role": role or None, "issues_found": bool(stray), "actions": actions, "message": message})
+
+    async def do_ping(self, session: Session, peer: str | None = None) -> Answer:
+        """A sign of life of this daemon, or of a peer's with the round trip time."""
+        if peer is None or peer == self._node.peer_id:
+            return Answer(text="pong")
+        target = await self._node.resolve(peer)
+        began = time.monotonic()
+        try:
+            async with self._node.pool.borrow(target.ip_address) as link, asyncio.timeout(self._config().connect_timeout):
+                began = time.monotonic()
+                await link.send("ping")
+                await link.expect("pong")
+        except OSError as error:
+            raise _connect_failed(target, error) from None
+        return Answer(text=f"pong from {peer} ({target.ip_address}) in {(time.monotonic() - began) * 1000:.1f} ms")
+
+    async def do_version(self, session: Session) -> Answer:
+        """The version of this daemon."""
+        return Answer(text=__version__)
+
+    async def do_list_commands(self, session: Session) -> Answer:
+        """The table of commands."""
+        return Answer([{"command": command.name, "summary": command.summary} for command in COMMANDS])
+
+    async def execute(self, peer_id: str, request: ExecRequest, session: Session) -> ExecResult:
+        """Run a command on a peer, which may be this machine; every failure is a result too."""
+        fields = describe(request, peer_id, str(session.caller))
+        log(Event.COMMAND_ASKED, f"{request.exec_id} asked of {peer_id} by {session.caller}", **fields)
+        if peer_id == self._node.peer_id:
+            return await self._executor.run(request, session.caller, session.sink, session.cancel)
+        began = time.monotonic()
+        try:
+            target = await self._node.resolve(peer_id)
+            result = await self._execute_remotely(target, request, session)
+        except PeerdError as error:
+            result = ExecResult.failure(error, round((time.monotonic() - began) * 1_000_000))
+        log(
+            Event.COMMAND_ANSWERED,
+            f"{request.exec_id} asked of {peer_id} ended: {result.outcome}, exit status {result.exit_status}",
+            **fields,
+            outcome=result.outcome,
+            exit_status=result.exit_status,
+            duration_usec=result.duration_usec,
+        )
+        return result
+
+    async def _act(self, session: Session, peer: str, action: Action, timeout: float | None) -> ExecResult:
+        return await self.execute(peer, ExecRequest(new_exec_id(), action=action, timeout=timeout), session)
+
+    async def _execute_remotely(self, target: Peer, request: ExecRequest, session: Session) -> ExecResult:
+        lost = PeerdError(Code.LOST, peer=target.peer_id, exec_id=request.exec_id)
+        asked = False
+        try:
+            async with self._node.pool.borrow(target.ip_address) as link:
+                asked = True
+                await link.send("execRequest", request.to_wire())
+                canceller = asyncio.create_task(_forward_cancel(session.cancel, link))
+                try:
+                    return await self._follow(target, link, session)
+                finally:
+                    canceller.cancel()
+        except OSError as error:
+            raise lost if asked else _connect_failed(target, error) from None
+        except PeerdError as error:
+            if error.code is Code.BAD_MESSAGE and asked:
+                log(Event.PROTOCOL_ERROR, f"From {target.peer_id}: {error.sentence}", peer=target.peer_id)
+                raise lost from None
+            raise
+
+    async def _follow(self, target: Peer, link: Connection, session: Session) -> ExecResult:
+        """Pass on what the target sends until the result."""
+        while True:
+            frame = await link.receive()
+            if frame is None:
+                raise ConnectionError("closed before the result")
+            if frame.type == "output":
+                stream = take(frame.fields, "stream", _stream)
+                if not session.cancel.is_set():
+                    try:
+                        await session.sink.output(stream, frame.payload)
+                    except ConnectionError:
+                        session.cancel.set()
+            elif frame.type == "started":
+                await session.sink.started()
+            elif frame.type == "result":
+                result = ExecResult.from_wire(frame.fields)
+                if result.error:
+                    # Errors name the peer; which one it is we know better than the message.
+                    details = {**result.error.details, "peer": target.peer_id}
+                    result = replace(result, error=PeerdError(result.error.code, **details))
+                return result
+            elif frame.type == "error":
+                raise PeerdError.from_wire(frame.fields)
+
+    async def _become(self, identity: Identity, prefix: str) -> Answer:
+        error = await self._node.become(identity)
+        what = f"{prefix}Role: leader, ID: {identity.peer_id}"
+        if identity.role == WORKER:
+            where = f"connected to leader at {identity.leader_address}"
+            if error:
+                where = f"not connected to leader at {identity.leader_address} yet (peerd keeps trying)"
+            what = f"{prefix}Registered as worker '{identity.peer_id}', {where}"
+        return Answer(text=what, error=error, status=error.kind.exit_status if error else 0)
+
+    def _valid_id(self) -> str:
+        try:
+            return validate.peer_id(self._node.peer_id)
+        except ValueError as error:
+            raise PeerdError(Code.USAGE, reason=f"The host name is {error}; use --id") from None
+
+    def _show(self, peer: Peer) -> dict[str, object]:
+        last_seen = time.time() if peer.peer_id == self._node.peer_id else peer.last_seen
+        return {
+            "peer_id": peer.peer_id,
+            "ip_address": peer.ip_address,
+            "mac_address": peer.mac_address,
+            "hostname": peer.hostname,
+            "last_seen": _moment(last_seen),
+            "is_online": peer.is_online,
+            "daemon_version": peer.daemon_version,
+            "public_key": peer.public_key,
+            "first_seen": _moment(peer.first_seen),
+        }
+
+
+def new_exec_id() -> str:
+    """A fresh id for a command: 64 random bits, so that no two callers need to agree."""
+    return secrets.token_hex(8)
+
+
+def _answer(result: ExecResult) -> Answer:
+    error = result.error
+    return Answer(error=error, status=result.exit_status)
+
+
+def _stream(value: object) -> str:
+    if value not in ("stdout", "stderr"):
+        raise ValueError("must be stdout or stderr")
+    return str(value)
+
+
+def _moment(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def _connect_failed(target: Peer, error: OSError) -> PeerdError:
+    reason = "no answer in time" if isinstance(error, TimeoutError) else error.strerror or str(error)
+    return PeerdError(Code.CONNECT_FAILED, peer=target.peer_id, address=target.ip_address, reason=f" ({reason})")
+
+
+async def _forward_cancel(cancel: asyncio.Event, link: Connection) -> None:
+    await cancel.wait()
+    try:
+        await link.send("cancel")
+        await asyncio.sleep(_CANCEL_LIMIT)
+    except OSError:
+        pass
+    link.abort()
+
+

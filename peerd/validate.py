@@ -1,0 +1,123 @@
+"""Validators for everything that another party can say.
+
+Each takes the value and returns it in its proper type, or raises :class:`ValueError` with a sentence
+that names what was wrong.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import re
+
+MAX_COMMAND = 128 * 1024 - 1
+"""Bytes in one argument: MAX_ARG_STRLEN of execve(2) is 32 pages, with the final NUL."""
+MAX_PATH = 4095
+"""Bytes in a path: PATH_MAX of limits.h is 4096, with the final NUL."""
+
+_PEER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_EXEC_ID = re.compile(r"[0-9a-f]{16,32}")
+_MAC = re.compile(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}")
+
+
+def printable(text: str, limit: int | None = None) -> str:
+    """The text with every character that is not printable escaped, and cut to ``limit`` characters with "…"."""
+    if limit is not None and len(text) > limit:
+        text = text[: limit - 1] + "…"
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+
+
+def string(value: object, what: str, limit: int) -> str:
+    """A string without NUL, of at most ``limit`` bytes."""
+    if not isinstance(value, str):
+        raise ValueError(f"{what} must be a string")
+    if "\0" in value:
+        raise ValueError(f"{what} must not contain a NUL character")
+    try:
+        size = len(value.encode("utf-8", "surrogateescape"))
+    except UnicodeEncodeError:
+        raise ValueError(f"{what} is not valid Unicode") from None
+    if size > limit:
+        raise ValueError(f"{what} is too long: {size} bytes, at most {limit}")
+    return value
+
+
+def peer_id(value: object) -> str:
+    """A peer id: a letter or digit, then up to 62 letters, digits, dots, dashes and underscores."""
+    if not isinstance(value, str) or not _PEER_ID.fullmatch(value):
+        raise ValueError(
+            f"not a valid peer id: {printable(str(value), 80)!r} "
+            "(a letter or digit, then letters, digits, '.', '-' or '_'; at most 63)"
+        )
+    return value
+
+
+def exec_id(value: object) -> str:
+    """The id of one command: 16 to 32 lower-case hexadecimal digits."""
+    if not isinstance(value, str) or not _EXEC_ID.fullmatch(value):
+        raise ValueError("not a valid exec id: 16 to 32 lower-case hexadecimal digits")
+    return value
+
+
+def address(value: object) -> str:
+    """An IPv4 address of a machine, in its canonical spelling."""
+    try:
+        parsed = ipaddress.IPv4Address(value if isinstance(value, str) else "")
+    except ValueError:
+        raise ValueError(f"not an IPv4 address: {printable(str(value), 80)!r}") from None
+    if parsed.is_unspecified or parsed.is_multicast or parsed == ipaddress.IPv4Address("255.255.255.255"):
+        raise ValueError(f"not the address of a machine: {parsed}")
+    return str(parsed)
+
+
+def mac_address(value: object) -> str:
+    """A MAC address as lower-case colon-separated hexadecimal, or the empty string where there is none."""
+    text = value.lower() if isinstance(value, str) else "?"
+    if text and not _MAC.fullmatch(text):
+        raise ValueError("not a MAC address")
+    return text
+
+
+def directory(value: object) -> str:
+    """An absolute path of a directory. Whether it exists is the target's to find out."""
+    text = string(value, "directory", MAX_PATH)
+    if not text.startswith("/"):
+        raise ValueError(f"directory must be an absolute path: {printable(text, 200)!r}")
+    return text
+
+
+def shell_command(value: object) -> str:
+    """A command line for ``/bin/sh -c``."""
+    text = string(value, "shellCmd", MAX_COMMAND)
+    if not text.strip():
+        raise ValueError("shellCmd is empty")
+    return text
+
+
+def seconds(value: object) -> float:
+    """A duration in seconds, more than zero and at most a year; fractions are allowed."""
+    number: float = math.nan
+    if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except (ValueError, OverflowError):
+            number = math.nan
+    if not 0 < number <= 365 * 86400:
+        raise ValueError(f"not a number of seconds: {printable(str(value), 40)!r} (more than 0, fractions allowed)")
+    return max(number, 0.001)
+
+
+def boolean(value: object) -> bool:
+    """A boolean of JSON."""
+    if not isinstance(value, bool):
+        raise ValueError("must be true or false")
+    return value
+
+
+def integer(value: object, low: int, high: int) -> int:
+    """A whole number from ``low`` to ``high``."""
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise ValueError(f"must be a whole number from {low} to {high}")
+    return value
