@@ -63,7 +63,9 @@ class _Group(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [command.name for command in COMMANDS]
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
@@ -139,5 +141,3 @@ def _explain(error: click.UsageError) -> str:
         message = "No such option: --command. The command goes into --shellCmd."
     path = error.ctx.command_path if error.ctx else PROG
     return f"{PROG}: {message}\n  Help: {path} --help\n"
-
-

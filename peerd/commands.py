@@ -63,8 +63,12 @@ def _peer(help_: str, required: bool = True) -> Option:
 
 
 PEER = _peer("The peer, by its id (see listPeers).")
-TIMEOUT = Option("--timeout", "Stop the command after this many seconds (the peer's default: 30).", "SECONDS", validate.seconds)
-BUILD_TIMEOUT = Option("--timeout", "Stop it after this many seconds (the peer's build-timeout: 1800).", "SECONDS", validate.seconds)
+TIMEOUT = Option(
+    "--timeout", "Stop the command after this many seconds (the peer's default: 30).", "SECONDS", validate.seconds
+)
+BUILD_TIMEOUT = Option(
+    "--timeout", "Stop it after this many seconds (the peer's build-timeout: 1800).", "SECONDS", validate.seconds
+)
 LEADER = Option(
     "--leader", f"The leader's address in the VPN ({_DEFAULTS['leader-address']}).", "ADDRESS", validate.address
 )

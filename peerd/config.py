@@ -54,7 +54,10 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("pull-command", validate.shell_command, "git pull", "What remotePull runs here, by /bin/sh -c."),
     Setting("build-directory", _path, "daemon", "Where remoteBd runs build-command; relative to repository."),
     Setting(
-        "build-command", validate.shell_command, "bash -c 'source ./build.sh'", "What remoteBd runs here, by /bin/sh -c."
+        "build-command",
+        validate.shell_command,
+        "bash -c 'source ./build.sh'",
+        "What remoteBd runs here, by /bin/sh -c.",
     ),
     Setting("default-timeout", validate.seconds, "30", "Seconds a command may run here when its caller names none."),
     Setting("build-timeout", validate.seconds, "1800", "The same for pull-command and build-command."),
@@ -63,7 +66,9 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("connect-timeout", validate.seconds, "4", "Seconds to wait for a connection to another peer."),
     Setting("heartbeat-interval", validate.seconds, "10", "Seconds between a worker's heartbeats to the leader."),
     Setting("max-commands", _count, "256", "How many commands may run here at once."),
-    Setting("max-connections", _count, "1024", "How many connections of peers and of local clients are served at once."),
+    Setting(
+        "max-connections", _count, "1024", "How many connections of peers and of local clients are served at once."
+    ),
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 from collections.abc import Mapping
 
@@ -118,3 +119,10 @@ async def connect(address: str, port: int, timeout: float, version: str) -> Conn
             connection.abort()
         raise
     return connection
+
+
+def why(error: OSError) -> str:
+    """What stood in the way of a connection, in the words of strerror(3)."""
+    if error.errno:
+        return os.strerror(error.errno)
+    return "no answer in time" if isinstance(error, TimeoutError) else str(error) or "connection closed"

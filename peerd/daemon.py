@@ -79,7 +79,9 @@ class Daemon:
         servers = [
             await asyncio.start_server(self._fronts[name].accept, sock=listener, limit=MAX_HEADER, backlog=_BACKLOG)
             if listener.family == socket.AF_INET
-            else await asyncio.start_unix_server(self._fronts[name].accept, sock=listener, limit=MAX_HEADER, backlog=_BACKLOG)
+            else await asyncio.start_unix_server(
+                self._fronts[name].accept, sock=listener, limit=MAX_HEADER, backlog=_BACKLOG
+            )
             for name, sockets in self._listeners.items()
             for listener in sockets
         ]

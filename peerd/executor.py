@@ -12,7 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from peerd import scopes, validate
 from peerd.config import Config
@@ -64,7 +64,11 @@ class Executor:
     """
 
     def __init__(
-        self, scope_manager: ScopeManager, config: Callable[[], Config], name: Callable[[], str], changed: Callable[[], None]
+        self,
+        scope_manager: ScopeManager,
+        config: Callable[[], Config],
+        name: Callable[[], str],
+        changed: Callable[[], None],
     ) -> None:
         self._scopes = scope_manager
         self._spawner = Spawner()
@@ -244,14 +248,15 @@ class _Run:
                 with contextlib.suppress(ConnectionError):
                     await self._sink.started()
             await asyncio.wait({report_task, self._cancelled}, return_when=asyncio.FIRST_COMPLETED)
-            stopped_by_us = not report_task.done()
+            # A gate that was cancelled before its release goes without a report.
+            stopped_by_us = not report_task.done() or (self._cancel.is_set() and report_task.result() is None)
             left = 0 if stopped_by_us else len([pid for pid in scopes.processes(self._scope) if pid != gate])
             result = await self._stop()
             report = await report_task
             duration = round((time.monotonic() - began) * _USEC)
             self._tree_gone.set()
-            drained = asyncio.gather(*pumps)
-            await asyncio.wait({self._cancelled, drained}, return_when=asyncio.FIRST_COMPLETED)
+            waiting: set[asyncio.Future[Any]] = {self._cancelled, drained := asyncio.gather(*pumps)}
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             if drained.done():
                 drained.result()
         finally:

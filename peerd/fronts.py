@@ -333,4 +333,3 @@ def _parameters(name: str, given: object) -> dict[str, Any]:
         if option.choices and checked[key] not in option.choices:
             raise PeerdError(Code.USAGE, reason=f"{name}: {key} must be one of {', '.join(option.choices)}")
     return checked
-

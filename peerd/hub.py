@@ -48,7 +48,9 @@ class Hub:
         known = self.book.by_address(address)
         self._put(
             replace(
-                known if known and known.peer_id == me.peer_id else Peer(me.peer_id, address, first_seen=now, last_seen=now),
+                known
+                if known and known.peer_id == me.peer_id
+                else Peer(me.peer_id, address, first_seen=now, last_seen=now),
                 mac_address=me.mac_address,
                 hostname=me.hostname,
                 daemon_version=me.daemon_version,

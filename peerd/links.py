@@ -8,6 +8,7 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import replace
 
 from peerd import __version__, connection, validate
 from peerd.connection import Connection
@@ -46,7 +47,9 @@ class Pool:
         :raises OSError: when the peer is not reachable
         :raises PeerdError: when it refuses to talk
         """
-        link = await self._take(address) or await connection.connect(address, self._port(), self._timeout(), __version__)
+        link = await self._take(address) or await connection.connect(
+            address, self._port(), self._timeout(), __version__
+        )
         try:
             yield link
         except BaseException:
@@ -152,7 +155,9 @@ class LeaderLink:
         """The error for whoever needs the leader now."""
         if self.error and self.error.kind.outcome == "denied":
             return self.error
-        reason = f" ({self.error.details.get('reason')})" if self.error and self.error.details.get("reason") else ""
+        if self.error and self.error.code is Code.NOT_CONNECTED:
+            return self.error
+        reason = f" ({self.error.sentence})" if self.error else ""
         return PeerdError(Code.NOT_CONNECTED, address=self.address, reason=reason)
 
     def wake(self) -> None:
@@ -173,10 +178,12 @@ class LeaderLink:
             except PeerdError as error:
                 self.error = error
             except OSError as error:
-                reason = "no answer in time" if isinstance(error, TimeoutError) else error.strerror or str(error)
-                self.error = PeerdError(Code.NOT_CONNECTED, address=self.address, reason=reason)
+                self.error = PeerdError(Code.NOT_CONNECTED, address=self.address, reason=f" ({connection.why(error)})")
             if self.connected:
                 self.connected = False
+                leader = self.book.by_address(self.address)
+                if leader:
+                    self.book.put(replace(leader, is_online=False))
                 self._changed(False, self.error.sentence if self.error else "connection closed")
                 delay = _FIRST_DELAY
             self._decided.set()

@@ -130,7 +130,7 @@ class ExecResult:
 
     def to_wire(self) -> dict[str, object]:
         """The fields of a result."""
-        fields = {
+        fields: dict[str, object] = {
             "outcome": self.outcome.value,
             "exitStatus": self.exit_status,
             "signal": self.signal,

@@ -117,7 +117,7 @@ async def public_key(interface: str, address: str) -> str:
         return ""
     try:
         output, _ = await asyncio.wait_for(process.communicate(), _WG_TIMEOUT)
-    except asyncio.TimeoutError:
+    except TimeoutError:
         process.kill()
         return ""
     return key_of(output.decode("ascii", "replace"), address)
@@ -169,4 +169,3 @@ def is_own_address(address: str) -> bool:
         except OSError:
             return False
     return True
-

@@ -40,6 +40,7 @@ class Node:
         self.link: LeaderLink | None = None
         self.pool = Pool(lambda: config().port, lambda: config().connect_timeout)
         self._watch: network.NetworkWatch | None = None
+        self._changing = asyncio.Lock()
         self._flusher: asyncio.Task[None] | None = None
 
     @property
@@ -79,15 +80,16 @@ class Node:
         """
         if identity.role == WORKER and network.is_own_address(identity.leader_address):
             raise PeerdError(Code.OWN_ADDRESS, address=identity.leader_address)
-        before = self.identity
-        await self._change(identity)
-        if self.link is None:
-            return None
-        error = await self.link.outcome(self._config().connect_timeout * 2 + _REGISTER_MARGIN)
-        if error and error.kind.outcome == "denied":
-            await self._change(before)
-            raise error
-        return error
+        async with self._changing:
+            before = self.identity
+            await self._change(identity)
+            if self.link is None:
+                return None
+            error = await self.link.outcome(self._config().connect_timeout * 2 + _REGISTER_MARGIN)
+            if error and error.kind.outcome == "denied":
+                await self._change(before)
+                raise error
+            return error
 
     async def resolve(self, peer_id: str) -> Peer:
         """The peer with this id, from the registry or its copy; a worker asks the leader about one it does not know.
@@ -95,12 +97,11 @@ class Node:
         :raises PeerdError: PEER_NOT_FOUND, or why the leader cannot be asked
         """
         peer = self.book.by_id(peer_id)
-        if peer or self.link is None:
-            if peer is None:
-                raise PeerdError(Code.PEER_NOT_FOUND, peer=peer_id)
+        if peer:
             return peer
-        answer = await self._ask("getPeerInfo", {"peer": peer_id})
-        return Peer.from_wire(answer)
+        if self.link is None:
+            raise PeerdError(Code.PEER_NOT_FOUND, peer=peer_id)
+        return Peer.from_wire(await self._ask("getPeerInfo", {"peer": peer_id}))
 
     async def identify(self, address: str) -> Peer:
         """The peer that a connection from this address belongs to.

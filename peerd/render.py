@@ -26,7 +26,10 @@ def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
     if not rows:
         return "(none)\n"
     names = columns or list(rows[0])
-    cells = [[name.upper().replace("_", " ") for name in names], *([_cell(row[name]) for name in names] for row in rows)]
+    cells = [
+        [name.upper().replace("_", " ") for name in names],
+        *([_cell(row[name]) for name in names] for row in rows),
+    ]
     widths = [max(len(line[index]) for line in cells) for index in range(len(names))]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
     return "".join(f"{line.rstrip()}\n" for line in lines)
@@ -35,7 +38,7 @@ def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
 def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if value is None or value == "" or value == []:
+    if value in (None, "", []):
         return "-"
     if isinstance(value, (list, Mapping)):
         value = json.dumps(value)

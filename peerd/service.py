@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from peerd import __version__, validate
+from peerd import __version__, connection, validate
 from peerd.commands import BY_NAME, COMMANDS, snake_case
 from peerd.config import Config
 from peerd.connection import Connection
@@ -106,7 +106,9 @@ class Service:
         now = self._node.identity
         role = role or now.role
         if not role:
-            raise PeerdError(Code.USAGE, reason="This machine has no role yet: --role leader or --role worker is needed")
+            raise PeerdError(
+                Code.USAGE, reason="This machine has no role yet: --role leader or --role worker is needed"
+            )
         if role == LEADER and leader:
             raise PeerdError(Code.USAGE, reason="--leader goes with --role worker: a leader has none")
         if role == WORKER and not (leader or now.leader_address):
@@ -192,7 +194,10 @@ class Service:
         target = await self._node.resolve(peer)
         began = time.monotonic()
         try:
-            async with self._node.pool.borrow(target.ip_address) as link, asyncio.timeout(self._config().connect_timeout):
+            async with (
+                self._node.pool.borrow(target.ip_address) as link,
+                asyncio.timeout(self._config().connect_timeout),
+            ):
                 began = time.monotonic()
                 await link.send("ping")
                 await link.expect("pong")
@@ -212,14 +217,17 @@ class Service:
         """Run a command on a peer, which may be this machine; every failure is a result too."""
         fields = describe(request, peer_id, str(session.caller))
         log(Event.COMMAND_ASKED, f"{request.exec_id} asked of {peer_id} by {session.caller}", **fields)
-        if peer_id == self._node.peer_id:
-            return await self._executor.run(request, session.caller, session.sink, session.cancel)
         began = time.monotonic()
         try:
-            target = await self._node.resolve(peer_id)
-            result = await self._execute_remotely(target, request, session)
+            if peer_id == self._node.peer_id:
+                result = await self._executor.run(request, session.caller, session.sink, session.cancel)
+            else:
+                result = await self._execute_remotely(await self._node.resolve(peer_id), request, session)
         except PeerdError as error:
             result = ExecResult.failure(error, round((time.monotonic() - began) * 1_000_000))
+        if result.left_behind:
+            count = f"{result.left_behind} background process{'es' if result.left_behind > 1 else ''}"
+            session.say(f"Stopped {count} that the command left running on {peer_id}")
         log(
             Event.COMMAND_ANSWERED,
             f"{request.exec_id} asked of {peer_id} ended: {result.outcome}, exit status {result.exit_status}",
@@ -330,8 +338,8 @@ def _moment(seconds: float) -> str:
 
 
 def _connect_failed(target: Peer, error: OSError) -> PeerdError:
-    reason = "no answer in time" if isinstance(error, TimeoutError) else error.strerror or str(error)
-    return PeerdError(Code.CONNECT_FAILED, peer=target.peer_id, address=target.ip_address, reason=f" ({reason})")
+    reason = f" ({connection.why(error)})"
+    return PeerdError(Code.CONNECT_FAILED, peer=target.peer_id, address=target.ip_address, reason=reason)
 
 
 async def _forward_cancel(cancel: asyncio.Event, link: Connection) -> None:
@@ -342,5 +350,3 @@ async def _forward_cancel(cancel: asyncio.Event, link: Connection) -> None:
     except OSError:
         pass
     link.abort()
-
-

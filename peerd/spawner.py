@@ -19,6 +19,7 @@ import contextlib
 import errno
 import json
 import os
+import resource
 import signal
 import socket
 import struct
@@ -29,6 +30,7 @@ DESCRIPTORS = 4
 CONTROL = 3
 MAX_DESCRIPTOR = 1 << 20
 LOGIN_UMASK = 0o022
+LOGIN_NOFILE = 1024
 EXIT_NOT_EXECUTABLE = 126
 EXIT_NOT_FOUND = 127
 # The stop of a scope signals all of its processes; the gate must outlive them to report.
@@ -100,7 +102,7 @@ def execute(argv: list[str], environment: dict[str, str]) -> NoReturn:
     try:
         os.execvpe(argv[0], argv, environment)
     except OSError as error:
-        os.write(2, os.fsencode(f"{argv[0]}: {os.strerror(error.errno)}\n"))
+        os.write(2, os.fsencode(f"{argv[0]}: {error.strerror}\n"))
         os._exit(EXIT_NOT_FOUND if error.errno in (errno.ENOENT, errno.ENOTDIR) else EXIT_NOT_EXECUTABLE)
 
 
@@ -108,6 +110,9 @@ def main() -> None:
     """Serve requests on the socket that is standard input until the daemon closes it."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The daemon's own limit is raised for its connections; select(2) in a command would fail above 1024.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(LOGIN_NOFILE, hard), hard))
     # Keeps numbers 0 to 3 taken, so that no descriptor that arrives has one of them.
     channel = socket.socket(fileno=os.dup(0))
     while os.dup(0) <= CONTROL:

@@ -34,7 +34,7 @@ class Spawner:
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", str(Path(spawner.__file__))],
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 env={"PATH": "/usr/bin:/bin"},
             )
