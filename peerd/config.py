@@ -126,7 +126,7 @@ def parse(sources: Iterable[tuple[str, str]]) -> tuple[Config, list[str]]:
 
 
 def _read(file: str, text: str, warnings: list[str]) -> Mapping[str, str]:
-    parser = configparser.RawConfigParser(delimiters=("=",), comment_prefixes=("#", ";"))
+    parser = configparser.RawConfigParser(delimiters=("=",), comment_prefixes=("#", ";"), default_section="")
     try:
         parser.read_string(text, file)
     except configparser.Error as error:

@@ -230,13 +230,13 @@ class PeerdError(Exception):
     @classmethod
     def from_wire(cls, fields: Mapping[str, object]) -> PeerdError:
         """The error that a peer reported; an unknown code becomes INTERNAL with the peer's message quoted."""
-        details = fields.get("details")
-        pairs = details if isinstance(details, dict) else {}
-        try:
-            code = Code(str(fields.get("code")))
-        except ValueError:
-            return cls(Code.INTERNAL, reason=fields.get("message", "unknown error"))
-        return cls(code, **{str(key): value for key, value in pairs.items() if key in _DETAIL_NAMES})
+        code, message, details = (fields.get(name) for name in ("code", "message", "details"))
+        if code not in list(Code):
+            return cls(Code.INTERNAL, reason=message if message and isinstance(message, str) else "unknown error")
+        pairs = details.items() if isinstance(details, dict) else ()
+        return cls(
+            Code(code), **{key: value for key, value in pairs if key in _DETAIL_NAMES and isinstance(value, str)}
+        )
 
 
 _DETAIL_NAMES = frozenset({*_DEFAULTS, "name", "theirs", "ours"})

@@ -180,6 +180,7 @@ class _Run:
         self._scopes = scope_manager
         self._spawner = spawner
         self._grace = grace
+        self._timeout = request.timeout or 0.0
         self._name = name
         self._scope = scopes.scope_name(request.exec_id)
         self._tree_gone = asyncio.Event()
@@ -195,9 +196,7 @@ class _Run:
                 return self._failed(f"{error}")
             began = time.monotonic()
             try:
-                await self._scopes.start(
-                    self._scope, pid, self._description(), self._request.timeout or 0.0, self._grace
-                )
+                await self._scopes.start(self._scope, pid, self._description(), self._timeout, self._grace)
             except ScopeError as error:
                 # Closing the control socket ends the gate, which has started nothing.
                 return self._failed(str(error))
@@ -248,10 +247,14 @@ class _Run:
                 with contextlib.suppress(ConnectionError):
                     await self._sink.started()
             await asyncio.wait({report_task, self._cancelled}, return_when=asyncio.FIRST_COMPLETED)
+            over_time = time.monotonic() - began >= self._timeout
             # A gate that was cancelled before its release goes without a report.
             stopped_by_us = not report_task.done() or (self._cancel.is_set() and report_task.result() is None)
             left = 0 if stopped_by_us else len([pid for pid in scopes.processes(self._scope) if pid != gate])
             result = await self._stop()
+            if result == "timeout" and not over_time:
+                # systemd says so, too, where our own stop took more than SIGTERM.
+                result = "success"
             report = await report_task
             duration = round((time.monotonic() - began) * _USEC)
             self._tree_gone.set()
@@ -316,10 +319,9 @@ class _Run:
     def _result(
         self, report: dict[str, int | str] | None, result: str, stopped_by_us: bool, duration: int, left: int
     ) -> ExecResult:
-        seconds = f"{self._request.timeout:g}"
         error: PeerdError | None = None
         if result == "timeout":
-            error = PeerdError(Code.TIMEOUT, peer=self._name, seconds=seconds)
+            error = PeerdError(Code.TIMEOUT, peer=self._name, seconds=f"{self._timeout:g}")
         elif result == "oom-kill":
             error = PeerdError(Code.OUT_OF_MEMORY, peer=self._name)
         elif stopped_by_us:

@@ -165,7 +165,10 @@ class TcpFront(Front):
                 if frame is None:
                     return
                 if frame.type == "registerPeer":
-                    registered = await self._register(link, address, frame)
+                    try:
+                        registered = await self._register(link, address, frame)
+                    except PeerdError as error:
+                        await link.send("error", error.to_wire())
                 elif frame.type == "heartbeat" and registered and self._node.hub:
                     self._node.hub.heard(link, registered)
                 else:
@@ -311,9 +314,10 @@ def _arguments(value: object) -> list[str]:
 
 
 def _command(value: object) -> str:
-    if value not in BY_NAME or BY_NAME[str(value)].argument:
-        raise ValueError(f"no such command: {validate.printable(str(value), 80)!r}")
-    return str(value)
+    command = BY_NAME.get(value) if isinstance(value, str) else None
+    if command is None or command.argument:
+        raise ValueError(f"no such command: {validate.shown(value)}")
+    return command.name
 
 
 def _parameters(name: str, given: object) -> dict[str, Any]:

@@ -188,6 +188,7 @@ class LeaderLink:
                 delay = _FIRST_DELAY
             self._decided.set()
             if self.error and self.error.code is Code.DELETED:
+                self.book = PeerBook()
                 return
             refused = self.error is not None and self.error.kind.outcome == "denied"
             # Jitter keeps the workers of a leader that comes back from arriving together.

@@ -53,6 +53,14 @@ def _text(value: object) -> str:
     return validate.string(value, "text", MAX_TEXT)
 
 
+def _action(value: object) -> Action:
+    return Action(_text(value))
+
+
+def _outcome(value: object) -> Outcome:
+    return Outcome(_text(value))
+
+
 def _count(value: object) -> int:
     return validate.integer(value, 0, 2**63 - 1)
 
@@ -99,7 +107,7 @@ class ExecRequest:
         """The request in the fields of an execRequest."""
         exec_id = take(fields, "execId", validate.exec_id)
         timeout = take_optional(fields, "timeout", validate.seconds)
-        action = take_optional(fields, "action", lambda value: Action(str(value)))
+        action = take_optional(fields, "action", _action)
         if action:
             return cls(exec_id, action=action, timeout=timeout)
         directory = take(fields, "directory", validate.directory)
@@ -142,7 +150,7 @@ class ExecResult:
     @classmethod
     def from_wire(cls, fields: Mapping[str, object]) -> ExecResult:
         """The result in the fields of a result message."""
-        outcome = take(fields, "outcome", lambda value: Outcome(str(value)))
+        outcome = take(fields, "outcome", _outcome)
         error = fields.get("error")
         signal = take_optional(fields, "signal", lambda value: validate.integer(value, 1, 127))
         return cls(

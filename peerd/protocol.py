@@ -15,7 +15,8 @@ from typing import NoReturn
 from peerd.errors import Code, PeerdError
 
 PROTOCOL_VERSION = 1
-MAX_HEADER = 512 * 1024
+MAX_HEADER = 1024 * 1024
+"""Room for the longest command that execve(2) takes, with every byte of it escaped."""
 MAX_PAYLOAD = 1024 * 1024
 MAX_TYPE = 64
 
@@ -55,7 +56,7 @@ def encode(type_: str, fields: Mapping[str, object] | None = None, payload: byte
 
 def _parse(line: bytes) -> tuple[str, dict[str, object], int]:
     try:
-        header = json.loads(line, parse_constant=_refuse_constant)
+        header = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         _refuse("a frame must start with one line of JSON")
     if not isinstance(header, dict):

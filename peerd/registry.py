@@ -63,6 +63,7 @@ class Registry:
             self._database.connect()
             self._migrate()
         except (OSError, peewee.DatabaseError) as error:
+            self._database.close()
             raise PeerdError(Code.INTERNAL, reason=f"cannot use the database {path}: {error}") from None
 
     def _migrate(self) -> None:

@@ -15,6 +15,7 @@ MAX_COMMAND = 128 * 1024 - 1
 MAX_PATH = 4095
 """Bytes in a path: PATH_MAX of limits.h is 4096, with the final NUL."""
 
+_MAX_SHOWN = 80
 _PEER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _EXEC_ID = re.compile(r"[0-9a-f]{16,32}")
 _MAC = re.compile(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}")
@@ -27,6 +28,13 @@ def printable(text: str, limit: int | None = None) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+
+
+def shown(value: object) -> str:
+    """A refused value as an error message quotes it; of anything but text and numbers only the kind."""
+    if isinstance(value, (str, int, float)):
+        return repr(printable(str(value), _MAX_SHOWN))
+    return type(value).__name__
 
 
 def string(value: object, what: str, limit: int) -> str:
@@ -48,7 +56,7 @@ def peer_id(value: object) -> str:
     """A peer id: a letter or digit, then up to 62 letters, digits, dots, dashes and underscores."""
     if not isinstance(value, str) or not _PEER_ID.fullmatch(value):
         raise ValueError(
-            f"not a valid peer id: {printable(str(value), 80)!r} "
+            f"not a valid peer id: {shown(value)} "
             "(a letter or digit, then letters, digits, '.', '-' or '_'; at most 63)"
         )
     return value
@@ -66,7 +74,7 @@ def address(value: object) -> str:
     try:
         parsed = ipaddress.IPv4Address(value if isinstance(value, str) else "")
     except ValueError:
-        raise ValueError(f"not an IPv4 address: {printable(str(value), 80)!r}") from None
+        raise ValueError(f"not an IPv4 address: {shown(value)}") from None
     if parsed.is_unspecified or parsed.is_multicast or parsed == ipaddress.IPv4Address("255.255.255.255"):
         raise ValueError(f"not the address of a machine: {parsed}")
     return str(parsed)
@@ -84,7 +92,7 @@ def directory(value: object) -> str:
     """An absolute path of a directory. Whether it exists is the target's to find out."""
     text = string(value, "directory", MAX_PATH)
     if not text.startswith("/"):
-        raise ValueError(f"directory must be an absolute path: {printable(text, 200)!r}")
+        raise ValueError(f"directory must be an absolute path: {shown(text)}")
     return text
 
 
@@ -105,7 +113,7 @@ def seconds(value: object) -> float:
         except (ValueError, OverflowError):
             number = math.nan
     if not 0 < number <= 365 * 86400:
-        raise ValueError(f"not a number of seconds: {printable(str(value), 40)!r} (more than 0, fractions allowed)")
+        raise ValueError(f"not a number of seconds: {shown(value)} (more than 0, fractions allowed)")
     return max(number, 0.001)
 
 

@@ -1,0 +1,330 @@
+"""What several unit tests need: settings, connections over real sockets, and the fakes at peerd's edges."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from peerd import config, messages
+from peerd.config import Config
+from peerd.connection import Connection
+from peerd.executor import Caller, Executor, Sink
+from peerd.journal import Event
+from peerd.messages import ExecRequest, ExecResult, Registration
+from peerd.protocol import Decoder, Frame
+from peerd.scopes import ScopeError, ScopeManager
+
+LOCALHOST = "127.0.0.1"
+EXEC_ID = "0123456789abcdef"
+
+
+def brief(value: object) -> str:
+    """The id of a parameter: short, and not that of another."""
+    text = ascii(value)
+    return text if len(text) <= 30 else f"{text[:24]}...{len(text)}"
+
+
+def settings(**changes: Any) -> Config:
+    """The default configuration, with changes."""
+    return replace(config.parse([])[0], **changes)
+
+
+def registration(peer_id: str = "laptop", **changes: Any) -> Registration:
+    """What a worker says of itself."""
+    return replace(Registration(peer_id, f"{peer_id}-host", "02:00:00:00:00:01", "0.1.0"), **changes)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One record that peerd wrote to the journal, with the names of its fields as journald has them."""
+
+    message: str
+    fields: dict[str, Any]
+
+    @property
+    def event(self) -> Event:
+        """Which event it records, by its MESSAGE_ID."""
+        return next(event for event in Event if event.value.message_id == self.fields["MESSAGE_ID"])
+
+    def text(self, name: str) -> str | None:
+        """A PEERD_ field as text, or None where it is absent."""
+        value = self.fields.get(f"PEERD_{name.upper()}")
+        return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
+
+
+@dataclass
+class Journal:
+    """Takes the place of systemd's journal: keeps what was sent."""
+
+    records: list[Record] = field(default_factory=list)
+    expected: set[Event] = field(default_factory=set)
+
+    def send(self, message: str, **fields: Any) -> None:
+        """As systemd.journal.send."""
+        self.records.append(Record(message, fields))
+
+    def expect(self, event: Event) -> None:
+        """Let this test record an event that no good run has."""
+        self.expected.add(event)
+
+    def of(self, event: Event) -> list[Record]:
+        """The records of one event."""
+        return [record for record in self.records if record.event is event]
+
+
+class Wire:
+    """The other end of a connection of peerd's, for tests: whole frames or any bytes."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+        self.link = Connection(reader, writer)
+
+    async def greet(self) -> None:
+        """Say hello and take the answer."""
+        self.link.post("hello", messages.hello("test"))
+        await self.link.expect("hello")
+
+    async def ask(self, type_: str, fields: dict[str, object] | None = None) -> Frame:
+        """Send a frame and return the next one that comes."""
+        await self.link.send(type_, fields)
+        return await self.next()
+
+    async def next(self) -> Frame:
+        """The next frame; the end of the connection is a failure."""
+        frame = await self.link.receive()
+        assert frame is not None, "the connection ended"
+        return frame
+
+    async def end(self) -> None:
+        """Take the end of the connection; anything else is a failure."""
+        assert await self.link.receive() is None
+
+    def reset(self) -> None:
+        """Break the connection, so that the other end gets ECONNRESET."""
+        sock: socket.socket = self.writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        self.link.abort()
+
+
+Accept = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@contextlib.asynccontextmanager
+async def tcp_server(accept: Accept) -> AsyncIterator[int]:
+    """A server on loopback; gives its port."""
+    server = await asyncio.start_server(accept, LOCALHOST, 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        await server.wait_closed()
+
+
+@contextlib.asynccontextmanager
+async def unix_server(accept: Accept, path: Path) -> AsyncIterator[Path]:
+    """A server on a unix socket; gives its path."""
+    server = await asyncio.start_unix_server(accept, path)
+    try:
+        yield path
+    finally:
+        server.close()
+        await server.wait_closed()
+
+
+@contextlib.asynccontextmanager
+async def dialled(where: int | Path) -> AsyncIterator[Wire]:
+    """A connection to a port of loopback or to a unix socket."""
+    if isinstance(where, int):
+        wire = Wire(*await asyncio.open_connection(LOCALHOST, where))
+    else:
+        wire = Wire(*await asyncio.open_unix_connection(where))
+    try:
+        yield wire
+    finally:
+        await wire.link.finish()
+
+
+@contextlib.asynccontextmanager
+async def linked() -> AsyncIterator[tuple[Connection, Connection]]:
+    """Two connected ends over TCP, with small buffers in the kernel: the one that dialled, and the other."""
+    accepted: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
+    listener = socket.create_server((LOCALHOST, 0))
+    for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+        listener.setsockopt(socket.SOL_SOCKET, option, 4096)
+    server = await asyncio.start_server(
+        lambda reader, writer: accepted.set_result(Connection(reader, writer)), sock=listener
+    )
+    near = Connection(*await asyncio.open_connection(LOCALHOST, listener.getsockname()[1]))
+    far = await accepted
+    try:
+        yield near, far
+    finally:
+        near.abort()
+        far.abort()
+        await near.finish()
+        await far.finish()
+        server.close()
+        await server.wait_closed()
+
+
+class FakePeers:
+    """Other machines' daemons, as a server whose connections a test takes one after another, already greeted."""
+
+    def __init__(self) -> None:
+        self.links: asyncio.Queue[Wire] = asyncio.Queue()
+        self.port = 0
+        self.accepted = 0
+        self._wires: list[Wire] = []
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        wire = Wire(reader, writer)
+        self._wires.append(wire)
+        self.accepted += 1
+        try:
+            await wire.link.expect("hello")
+        except ConnectionError:
+            return
+        wire.link.post("hello", messages.hello("fake"))
+        self.links.put_nowait(wire)
+
+    @contextlib.asynccontextmanager
+    async def serving(self) -> AsyncIterator[FakePeers]:
+        """Accept connections while the block runs."""
+        async with tcp_server(self._accept) as self.port:
+            try:
+                yield self
+            finally:
+                for wire in self._wires:
+                    wire.link.abort()
+                    await wire.link.finish()
+
+
+class Heard:
+    """A sink that keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.streams: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
+        self.begun = asyncio.Event()
+        self.spoke = asyncio.Event()
+
+    async def started(self) -> None:
+        """As :class:`Sink` has it."""
+        self.begun.set()
+
+    async def output(self, stream: str, data: bytes) -> None:
+        """As :class:`Sink` has it."""
+        self.streams[stream] += data
+        self.spoke.set()
+
+
+Script = Callable[[ExecRequest, Caller, Sink, asyncio.Event], Awaitable[ExecResult]]
+
+
+class FakeExecutor(Executor):
+    """Takes the executor's place: each command does what the test says."""
+
+    def __init__(self, script: Script) -> None:
+        super().__init__(FakeScopes(), settings, lambda: "here", lambda: None)
+        self._script = script
+        self.requests: list[tuple[ExecRequest, str]] = []
+
+    async def run(self, request: ExecRequest, caller: Caller, sink: Sink, cancel: asyncio.Event) -> ExecResult:
+        self.requests.append((request, str(caller)))
+        return await self._script(request, caller, sink, cancel)
+
+
+class FakeScopes(ScopeManager):
+    """Takes systemd's place: a scope is the process group of its gate, and whatever the gate's session holds.
+
+    :ivar calls: what was asked for, in order
+    :ivar refuse: why starts are refused, or ""
+    :ivar result: what systemd's Result is to be
+    """
+
+    def __init__(self, refuse: str = "", result: str = "success") -> None:
+        super().__init__()
+        self.calls: list[tuple[str, str]] = []
+        self.timeouts: list[tuple[float, float]] = []
+        self.gates: dict[str, int] = {}
+        self.refuse = refuse
+        self.result = result
+        self.refuse_stop = ""
+
+    async def start(self, name: str, pid: int, description: str, timeout: float, grace: float) -> None:
+        self.calls.append(("start", name))
+        self.timeouts.append((timeout, grace))
+        self.gates[name] = pid
+        if self.refuse:
+            raise ScopeError(self.refuse)
+
+    async def stop(self, name: str) -> None:
+        self.calls.append(("stop", name))
+        if self.refuse_stop:
+            raise ScopeError(self.refuse_stop)
+        self.kill(name)
+
+    async def end(self, name: str) -> str:
+        self.calls.append(("end", name))
+        return self.result
+
+    def kill(self, name: str) -> None:
+        """End what the gate has started, and let the gate report; it ignores SIGTERM."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.gates[name], signal.SIGTERM)
+
+
+def descriptors() -> dict[int, str]:
+    """The open descriptors of this process, with what they are."""
+    found = {}
+    for entry in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            found[int(entry)] = os.readlink(f"/proc/self/fd/{entry}")
+    return {fd: what for fd, what in found.items() if what != f"/proc/{os.getpid()}/fd"}
+
+
+def children() -> dict[int, str]:
+    """The children of this process, zombies among them, with their names."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return {}
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            # proc(5): pid, the name in parentheses, state, parent.
+            head, _, tail = path.read_text().rpartition(")")
+            if int(tail.split()[1]) == os.getpid():
+                pid, _, name = head.partition(" (")
+                found[int(pid)] = name
+    return found
+
+
+@contextlib.contextmanager
+def pipe() -> Iterator[tuple[int, int]]:
+    """A pipe, closed at the end: to read from, to write to."""
+    ends = os.pipe()
+    try:
+        yield ends
+    finally:
+        for fd in ends:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+
+
+def frames(data: bytes) -> list[Frame]:
+    """The frames in these bytes."""
+    decoder = Decoder()
+    decoder.feed(data)
+    found = []
+    while frame := decoder.next():
+        found.append(frame)
+    assert not decoder.partial
+    return found

@@ -1,0 +1,97 @@
+"""Imports point one way, and each library is at one edge."""
+
+from __future__ import annotations
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import peerd
+
+SOURCES = {path.stem: path for path in Path(peerd.__file__).parent.glob("*.py") if path.stem != "__init__"}
+PURE = "cli commands config errors messages peers protocol render validate".split()
+IO = {"asyncio", "dbus_next", "peewee", "playhouse", "sdnotify", "selectors", "socket", "subprocess", "systemd"}
+EDGES = {
+    "dbus_next": {"scopes", "bus"},
+    "peewee": {"registry"},
+    "playhouse": {"registry"},
+    "systemd": {"journal", "daemon"},
+    "sdnotify": {"daemon"},
+    "click": {"cli"},
+}
+FRONT = {"bus", "daemon", "fronts"}
+
+
+def imports(name: str, everywhere: bool = True) -> set[str]:
+    """What a module imports: "asyncio", or "peerd.x" for another module of peerd."""
+    tree = ast.parse(SOURCES[name].read_text())
+    found: set[str] = set()
+    for node in ast.walk(tree) if everywhere else tree.body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            if node.module == "peerd":
+                found |= {f"peerd.{alias.name}" if alias.name in SOURCES else "peerd" for alias in node.names}
+            else:
+                found.add(str(node.module))
+    return found
+
+
+def outside(name: str) -> set[str]:
+    return {module.split(".", maxsplit=1)[0] for module in imports(name)}
+
+
+def inside(name: str) -> set[str]:
+    return {module.removeprefix("peerd.") for module in imports(name) if module.startswith("peerd.")}
+
+
+def test_the_modules_are_found() -> None:
+    assert set(PURE) <= SOURCES.keys()
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_pure_code_moves_no_bytes(name: str) -> None:
+    assert not outside(name) & IO
+    assert inside(name) <= set(PURE)
+
+
+@pytest.mark.parametrize(("library", "modules"), EDGES.items(), ids=EDGES)
+def test_a_library_has_one_edge(library: str, modules: set[str]) -> None:
+    users = {name for name in SOURCES if library in outside(name)}
+    assert users
+    assert users <= modules
+
+
+def test_the_client_loads_nothing_of_peerd_before_it_must() -> None:
+    at_once = imports("client", everywhere=False)
+    assert not {module for module in at_once if module.startswith("peerd")}
+    assert not {module.split(".", maxsplit=1)[0] for module in at_once} & IO
+    assert inside("client") <= {"cli", "errors"}
+
+
+def test_the_spawner_knows_nothing_of_peerd() -> None:
+    assert not inside("spawner")
+    assert "peerd" not in outside("spawner")
+
+
+def test_imports_make_no_cycle() -> None:
+    order = list(TopologicalSorter({name: inside(name) for name in SOURCES}).static_order())
+    assert set(order) == SOURCES.keys()
+
+
+def test_the_service_knows_no_front() -> None:
+    for name in SOURCES.keys() - FRONT:
+        assert not inside(name) & FRONT
+
+
+@pytest.mark.parametrize("name", sorted(SOURCES))
+def test_a_module_does_one_thing(name: str) -> None:
+    assert len(SOURCES[name].read_text().splitlines()) <= 400
+
+
+@pytest.mark.parametrize("name", sorted(SOURCES))
+def test_a_module_says_what_it_is(name: str) -> None:
+    assert ast.get_docstring(ast.parse(SOURCES[name].read_text()))

@@ -1,0 +1,185 @@
+"""The database: what was stored is there after a restart, and a file that cannot be used is said to be so."""
+
+from __future__ import annotations
+
+import sqlite3
+import stat
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from peerd.errors import Code, PeerdError
+from peerd.peers import Peer
+from peerd.registry import SCHEMA_VERSION, Identity, Registry
+
+LAPTOP = Peer("laptop", "10.0.0.4", "02:00:00:00:00:04", "laptop-host", "0.1.0", "key", 100.25, 200.5)
+DESKTOP = Peer("desktop", "10.0.0.2", first_seen=1.0, last_seen=2.0)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "peerd.db"
+
+
+@contextmanager
+def opened(path: str | Path) -> Iterator[Registry]:
+    registry = Registry(path)
+    try:
+        yield registry
+    finally:
+        registry.close()
+
+
+def by_id(registry: Registry) -> dict[str, Peer]:
+    return {peer.peer_id: peer for peer in registry.peers()}
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(PeerdError) as caught:
+        Registry(path)
+    assert caught.value.code is Code.INTERNAL
+    assert str(path) in caught.value.sentence
+    return caught.value.sentence
+
+
+def test_a_new_database_has_no_role_and_no_peers(path: Path) -> None:
+    with opened(path) as registry:
+        assert registry.identity() == Identity("", "", "")
+        assert registry.peers() == []
+
+
+def test_a_database_in_memory_is_one_like_any_other() -> None:
+    with opened(":memory:") as registry:
+        registry.store([LAPTOP])
+        assert registry.peers() == [LAPTOP]
+
+
+def test_what_was_stored_is_there_after_a_restart(path: Path) -> None:
+    with opened(path) as registry:
+        registry.set_identity(Identity("leader", "vps", ""))
+        registry.store([LAPTOP, DESKTOP])
+    with opened(path) as registry:
+        assert registry.identity() == Identity("leader", "vps", "")
+        assert by_id(registry) == {"laptop": LAPTOP, "desktop": DESKTOP}
+
+
+def test_the_last_identity_is_the_one_that_counts(path: Path) -> None:
+    with opened(path) as registry:
+        registry.set_identity(Identity("worker", "laptop", "10.0.0.1"))
+        registry.set_identity(Identity("leader", "vps", ""))
+    with opened(path) as registry:
+        assert registry.identity() == Identity("leader", "vps", "")
+
+
+def test_only_the_owner_may_read_the_files(path: Path) -> None:
+    with opened(path) as registry:
+        registry.store([LAPTOP])
+        modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
+    assert "peerd.db" in modes
+    assert set(modes.values()) == {0o600}
+
+
+def test_storing_a_peer_again_replaces_it(path: Path) -> None:
+    with opened(path) as registry:
+        registry.store([LAPTOP])
+        registry.store([replace(LAPTOP, hostname="new", last_seen=300.0)])
+        assert registry.peers() == [replace(LAPTOP, hostname="new", last_seen=300.0)]
+
+
+def test_storing_a_peer_replaces_who_had_its_address(path: Path) -> None:
+    with opened(path) as registry:
+        registry.store([LAPTOP, DESKTOP])
+        moved = replace(DESKTOP, ip_address=LAPTOP.ip_address)
+        registry.store([moved])
+        assert registry.peers() == [moved]
+
+
+def test_whether_a_peer_is_online_is_not_stored(path: Path) -> None:
+    with opened(path) as registry:
+        registry.store([replace(LAPTOP, is_online=True)])
+        assert registry.peers() == [LAPTOP]
+
+
+def test_storing_nothing_stores_nothing(path: Path) -> None:
+    with opened(path) as registry:
+        registry.store([])
+        assert registry.peers() == []
+
+
+def test_forgetting_says_how_many_there_were(path: Path) -> None:
+    with opened(path) as registry:
+        registry.store([LAPTOP, DESKTOP])
+        assert registry.forget(["laptop", "phone"]) == 1
+        assert registry.forget(["laptop"]) == 0
+        assert registry.forget([]) == 0
+        assert registry.peers() == [DESKTOP]
+    with opened(path) as registry:
+        assert registry.peers() == [DESKTOP]
+
+
+def test_text_is_stored_as_it_is(path: Path) -> None:
+    odd = replace(LAPTOP, hostname="'; drop table peer_registry; --", daemon_version="é\n\x1b")
+    with opened(path) as registry:
+        registry.store([odd])
+        assert registry.peers() == [odd]
+
+
+def test_a_new_database_has_the_present_schema(path: Path) -> None:
+    Registry(path).close()
+    with closing(sqlite3.connect(path)) as database:
+        assert database.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
+        tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    assert tables == {"setting", "peer_registry"}
+
+
+def test_an_empty_file_becomes_a_database(path: Path) -> None:
+    path.touch()
+    with opened(path) as registry:
+        registry.store([LAPTOP])
+        assert registry.peers() == [LAPTOP]
+
+
+def test_a_database_of_a_newer_peerd_is_refused_and_left_alone(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as database:
+        database.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+        database.execute("CREATE TABLE future (x)")
+        database.commit()
+    assert "newer" in refusal(path)
+    with closing(sqlite3.connect(path)) as database:
+        assert database.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION + 1,)
+        assert database.execute("SELECT name FROM sqlite_master").fetchall() == [("future",)]
+
+
+def test_a_file_that_is_no_database_is_refused_and_left_alone(path: Path) -> None:
+    path.write_bytes(b"not a database, but long enough to be taken for one " * 100)
+    before = path.read_bytes()
+    assert refusal(path)
+    assert path.read_bytes() == before
+
+
+def test_a_directory_that_is_not_there_is_said_to_be_so(tmp_path: Path) -> None:
+    assert "No such file" in refusal(tmp_path / "missing" / "peerd.db")
+
+
+def test_a_path_that_is_a_directory_is_refused(tmp_path: Path) -> None:
+    assert refusal(tmp_path)
+
+
+def test_a_refused_database_is_not_held_open(path: Path) -> None:
+    path.write_bytes(b"x" * 4096)
+    with pytest.raises(PeerdError) as caught:
+        Registry(path)
+    open_files = {str(target) for target in _open_files()}
+    assert str(path) not in open_files
+    del caught
+
+
+def _open_files() -> Iterator[Path]:
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            yield entry.readlink()
+        except FileNotFoundError:
+            continue

@@ -1,0 +1,90 @@
+"""Data as text: JSON that scripts can read, tables that cannot drive a terminal."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from peerd.commands import BY_NAME
+from peerd.render import render
+
+LIST = BY_NAME["listPeers"]
+STATUS = BY_NAME["getPeerStatus"]
+COMMANDS = BY_NAME["listCommands"]
+PEER: dict[str, Any] = {
+    "peer_id": "laptop",
+    "ip_address": "10.0.0.4",
+    "mac_address": "",
+    "hostname": "laptop-host",
+    "last_seen": "2026-01-02T03:04:05Z",
+    "is_online": True,
+    "daemon_version": "0.1.0",
+    "public_key": "secret-of-no-one",
+}
+
+
+def test_json_is_the_data_and_ends_with_a_newline() -> None:
+    text = render(LIST, [PEER], True)
+    assert json.loads(text) == [PEER]
+    assert list(json.loads(text)[0]) == list(PEER)
+    assert text.endswith("]\n")
+
+
+@pytest.mark.parametrize("data", [[], {"role": None, "x": True}, [{"a": "\x1b[31m\n"}]])
+def test_json_of_anything_is_plain_ascii(data: Any) -> None:
+    text = render(STATUS, data, True)
+    assert json.loads(text) == data
+    assert text.isascii()
+    assert text.replace("\n", "").isprintable()
+
+
+def test_a_table_has_the_columns_of_the_command_under_their_names() -> None:
+    rows = [PEER, {**PEER, "peer_id": "a-much-longer-id", "is_online": False, "daemon_version": ""}]
+    assert render(LIST, rows, False).splitlines() == [
+        "PEER ID           IP ADDRESS  HOSTNAME     IS ONLINE  LAST SEEN             DAEMON VERSION",
+        "laptop            10.0.0.4    laptop-host  yes        2026-01-02T03:04:05Z  0.1.0",
+        "a-much-longer-id  10.0.0.4    laptop-host  no         2026-01-02T03:04:05Z  -",
+    ]
+
+
+def test_a_table_without_columns_of_its_own_shows_all_keys() -> None:
+    assert render(COMMANDS, [{"command": "ping", "summary": "Ping."}], False) == "COMMAND  SUMMARY\nping     Ping.\n"
+
+
+def test_a_table_without_rows_says_so() -> None:
+    assert render(LIST, [], False) == "(none)\n"
+
+
+def test_one_object_is_a_line_for_each_of_its_values() -> None:
+    data = {"role": "worker", "leader_address": None, "is_leader": False, "connected_workers": 3, "actions": []}
+    assert render(STATUS, data, False) == (
+        "             role: worker\n"
+        "   leader_address: -\n"
+        "        is_leader: no\n"
+        "connected_workers: 3\n"
+        "          actions: -\n"
+    )
+
+
+def test_a_value_within_a_value_is_json() -> None:
+    assert render(STATUS, {"actions": [{"peer_ids": ["a"]}]}, False) == 'actions: [{"peer_ids": ["a"]}]\n'
+
+
+def test_zero_is_not_nothing() -> None:
+    assert render(STATUS, {"connected_workers": 0}, False) == "connected_workers: 0\n"
+
+
+@given(st.text())
+def test_a_table_cannot_drive_a_terminal(text: str) -> None:
+    table = render(LIST, [{**PEER, "hostname": text}], False)
+    lines = table.split("\n")
+    assert len(lines) == 3
+    assert all(line.isprintable() for line in lines)
+
+
+def test_a_cell_has_a_bound() -> None:
+    assert max(map(len, render(LIST, [{**PEER, "hostname": "x" * 10_000}], False).splitlines())) < 300

@@ -1,0 +1,213 @@
+"""The validators: what they take comes out in its proper type, everything else is refused with a sentence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from peerd import validate
+from unit.support import brief
+
+ODD_VALUES = [None, True, False, 0, -1, 1.5, math.nan, math.inf, b"x", [], ["x"], {}, object()]
+ODD_IDS = [repr(value).split(" at ", maxsplit=1)[0] for value in ODD_VALUES]
+
+
+@pytest.mark.parametrize("text", ["a", "0", "Laptop", "vps-1.example_org", "a" * 63, "0--", "A."])
+def test_a_peer_id_is_letters_digits_dots_dashes_and_underscores(text: str) -> None:
+    assert validate.peer_id(text) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["", "-a", ".a", "_a", "a b", "a\n", "a/b", "a" * 64, "é", "\u0661", "a\0", "..", "a\x1b", "*", "a:b"]
+)
+def test_anything_else_is_no_peer_id(text: str) -> None:
+    with pytest.raises(ValueError, match="not a valid peer id") as caught:
+        validate.peer_id(text)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("text", ["0" * 16, "f" * 32, "0123456789abcdef"])
+def test_an_exec_id_is_16_to_32_hexadecimal_digits(text: str) -> None:
+    assert validate.exec_id(text) == text
+
+
+@pytest.mark.parametrize("text", ["", "0" * 15, "0" * 33, "F" * 16, "0" * 15 + "g", "0" * 16 + "\n", "../" * 6])
+def test_anything_else_is_no_exec_id(text: str) -> None:
+    with pytest.raises(ValueError, match="exec id"):
+        validate.exec_id(text)
+
+
+@pytest.mark.parametrize("text", ["10.0.0.1", "127.0.0.1", "192.168.255.255", "1.2.3.4"])
+def test_an_address_is_that_of_an_ipv4_machine(text: str) -> None:
+    assert validate.address(text) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "0.0.0.0", "255.255.255.255", "224.0.0.1", "239.1.2.3", "10.0.0", "10.0.0.256", "10.0.0.01"),
+        *("10.0.0.1/24", "::1", "vps", " 10.0.0.1", "10.0.0.1\n", "010.0.0.1", "1", "\u0661.0.0.1"),
+    ],
+)
+def test_anything_else_is_no_address(text: str) -> None:
+    with pytest.raises(ValueError, match="address") as caught:
+        validate.address(text)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [("", ""), ("02:00:00:00:00:01", "02:00:00:00:00:01"), ("AA:bb:CC:dd:EE:ff", "aa:bb:cc:dd:ee:ff")],
+)
+def test_a_mac_address_is_lower_case_or_empty(text: str, canonical: str) -> None:
+    assert validate.mac_address(text) == canonical
+
+
+@pytest.mark.parametrize("text", ["02:00:00:00:00", "02-00-00-00-00-01", "02:00:00:00:00:01:02", "x", "?", " "])
+def test_anything_else_is_no_mac_address(text: str) -> None:
+    with pytest.raises(ValueError, match="MAC"):
+        validate.mac_address(text)
+
+
+@pytest.mark.parametrize("text", ["/", "/opt/automateLinux", "/a b/ü", "/" + "a" * (validate.MAX_PATH - 1), "/\udcff"])
+def test_a_directory_is_an_absolute_path(text: str) -> None:
+    assert validate.directory(text) == text
+
+
+@pytest.mark.parametrize("text", ["", ".", "opt", "~/x", "/a\0b", "/" + "a" * validate.MAX_PATH, "/\ud800"])
+def test_anything_else_is_no_directory(text: str) -> None:
+    with pytest.raises(ValueError, match="directory"):
+        validate.directory(text)
+
+
+@pytest.mark.parametrize("text", ["true", " a\n", "a" * validate.MAX_COMMAND, "echo \udcff", "echo é", "a\x01\x1b[31m"])
+def test_a_shell_command_is_any_text(text: str) -> None:
+    assert validate.shell_command(text) == text
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n\t", "a\0", "a" * (validate.MAX_COMMAND + 1), "\ud800"])
+def test_a_shell_command_is_not_empty_and_fits_into_an_argument(text: str) -> None:
+    with pytest.raises(ValueError, match="shellCmd"):
+        validate.shell_command(text)
+
+
+def test_the_bound_of_a_string_counts_bytes() -> None:
+    assert validate.string("é\udcff", "x", 3) == "é\udcff"
+    with pytest.raises(ValueError, match="x is too long: 3 bytes, at most 2"):
+        validate.string("é\udcff", "x", 2)
+
+
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [(1, 1.0), (0.5, 0.5), ("30", 30.0), ("0.25", 0.25), ("1e2", 100.0), (365 * 86400, 31536000.0), (1e-9, 0.001)],
+)
+def test_seconds_are_a_positive_number(value: object, number: float) -> None:
+    assert validate.seconds(value) == number
+
+
+@pytest.mark.parametrize(
+    "value",
+    [0, -1, 0.0, "0", "-5", "", "x", "nan", "inf", "-inf", "1e999", 10**400, "1 m", "30s", 365 * 86400 + 1],
+    ids=brief,
+)
+def test_nothing_else_is_seconds(value: object) -> None:
+    with pytest.raises(ValueError, match="not a number of seconds"):
+        validate.seconds(value)
+
+
+@given(st.floats(min_value=0, exclude_min=True, max_value=365 * 86400))
+def test_every_second_of_a_year_is_taken_and_none_is_zero(value: float) -> None:
+    assert validate.seconds(value) == max(value, 0.001)
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_a_boolean_is_one_of_json(value: bool) -> None:
+    assert validate.boolean(value) is value
+
+
+@pytest.mark.parametrize("value", [0, 1, "true", "", None, [], 1.0])
+def test_nothing_else_is_a_boolean(value: object) -> None:
+    with pytest.raises(ValueError, match="true or false"):
+        validate.boolean(value)
+
+
+@pytest.mark.parametrize("value", [3, 4, 5])
+def test_an_integer_lies_within_its_bounds(value: int) -> None:
+    assert validate.integer(value, 3, 5) == value
+
+
+@pytest.mark.parametrize("value", [2, 6, -4, 10**400, 4.0, "4", True, None, [4], math.nan])
+def test_nothing_else_is_an_integer(value: object) -> None:
+    with pytest.raises(ValueError, match="whole number from 0 to 1" if value is True else "whole number from 3 to 5"):
+        validate.integer(value, *((0, 1) if value is True else (3, 5)))
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        *(validate.peer_id, validate.exec_id, validate.address, validate.mac_address, validate.directory),
+        *(validate.shell_command, lambda value: validate.string(value, "text", 10)),
+    ],
+    ids=["peer_id", "exec_id", "address", "mac_address", "directory", "shell_command", "string"],
+)
+@pytest.mark.parametrize("value", ODD_VALUES, ids=ODD_IDS)
+def test_a_value_of_another_kind_is_refused(check: Callable[[object], str], value: object) -> None:
+    with pytest.raises(ValueError, match=r"\w") as caught:
+        check(value)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "value", [None, True, False, b"1", [], [1], {}, object()], ids=lambda value: type(value).__name__ + str(value)[:5]
+)
+def test_seconds_of_another_kind_are_refused(value: object) -> None:
+    with pytest.raises(ValueError, match="not a number of seconds"):
+        validate.seconds(value)
+
+
+def nested(depth: int) -> list[object]:
+    value: list[object] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    "check", [validate.peer_id, validate.address, validate.seconds], ids=lambda check: str(check.__name__)
+)
+def test_a_value_nested_too_deeply_to_be_shown_is_refused_like_any_other(check: Callable[[object], object]) -> None:
+    value = nested(100_000)
+    with pytest.raises(ValueError, match="not"):
+        check(value)
+
+
+@given(st.text())
+def test_printable_text_has_no_character_that_drives_a_terminal(text: str) -> None:
+    shown = validate.printable(text)
+    assert shown.isprintable()
+    assert shown == text or not text.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\nb", r"a\nb"),
+        ("\x1b[31m", r"\x1b[31m"),
+        ("\x9b31m", r"\x9b31m"),
+        ("\u202egnp", r"\u202egnp"),
+        ("\udcff", r"\udcff"),
+        ("é 漢", "é 漢"),
+        ("\0", r"\x00"),
+    ],
+)
+def test_printable_escapes_as_python_does(text: str, shown: str) -> None:
+    assert validate.printable(text) == shown
+
+
+def test_printable_cuts_with_an_ellipsis() -> None:
+    assert validate.printable("abcdef", 6) == "abcdef"
+    assert validate.printable("abcdefg", 6) == "abcde…"
