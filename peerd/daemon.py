@@ -9,6 +9,7 @@ import socket
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import sdnotify
 from systemd import daemon as systemd
@@ -17,7 +18,7 @@ from peerd import __version__, config
 from peerd.errors import PeerdError
 from peerd.executor import Executor
 from peerd.fronts import Front, TcpFront, UnixFront
-from peerd.journal import Event, log
+from peerd.journal import Event, log, report
 from peerd.node import Node
 from peerd.protocol import MAX_HEADER
 from peerd.registry import Registry
@@ -74,14 +75,12 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
+        loop.set_exception_handler(_report_stray)
         self._executor.start()
         self._node.start()
+        # For the unix socket, too: start_unix_server of Python 3.13 would remove its file, which is systemd's.
         servers = [
             await asyncio.start_server(self._fronts[name].accept, sock=listener, limit=MAX_HEADER, backlog=_BACKLOG)
-            if listener.family == socket.AF_INET
-            else await asyncio.start_unix_server(
-                self._fronts[name].accept, sock=listener, limit=MAX_HEADER, backlog=_BACKLOG
-            )
             for name, sockets in self._listeners.items()
             for listener in sockets
         ]
@@ -137,6 +136,10 @@ class Daemon:
         while interval:
             self._notifier.notify("WATCHDOG=1")
             await asyncio.sleep(interval)
+
+
+def _report_stray(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    report(context.get("exception") or RuntimeError(context["message"]), context["message"])
 
 
 def _warn(warnings: list[str]) -> None:

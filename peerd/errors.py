@@ -235,7 +235,7 @@ class PeerdError(Exception):
             return cls(Code.INTERNAL, reason=message if message and isinstance(message, str) else "unknown error")
         pairs = details.items() if isinstance(details, dict) else ()
         return cls(
-            Code(code), **{key: value for key, value in pairs if key in _DETAIL_NAMES and isinstance(value, str)}
+            Code(str(code)), **{key: value for key, value in pairs if key in _DETAIL_NAMES and isinstance(value, str)}
         )
 
 

@@ -258,14 +258,15 @@ class _Run:
             report = await report_task
             duration = round((time.monotonic() - began) * _USEC)
             self._tree_gone.set()
-            waiting: set[asyncio.Future[Any]] = {self._cancelled, drained := asyncio.gather(*pumps)}
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            if drained.done():
-                drained.result()
+            drained = asyncio.create_task(asyncio.wait(pumps))
+            await asyncio.wait({self._cancelled, drained}, return_when=asyncio.FIRST_COMPLETED)
+            for pump in pumps:
+                if pump.done():
+                    pump.result()
         finally:
             for task in (report_task, *pumps):
                 task.cancel()
-            await asyncio.gather(report_task, *pumps, return_exceptions=True)
+            await asyncio.wait((report_task, *pumps))
         return self._result(report, result, stopped_by_us, duration, left)
 
     async def _stop(self) -> str:

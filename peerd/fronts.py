@@ -6,7 +6,6 @@ import asyncio
 import pwd
 import socket
 import struct
-import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -16,7 +15,7 @@ from peerd.config import Config
 from peerd.connection import Connection
 from peerd.errors import Code, PeerdError
 from peerd.executor import Caller, Executor
-from peerd.journal import Event, log
+from peerd.journal import Event, log, report
 from peerd.messages import ExecRequest, Registration, take
 from peerd.node import Node
 from peerd.peers import Peer
@@ -69,7 +68,7 @@ class Front:
         except (OSError, asyncio.CancelledError):
             link.abort()
         except Exception as error:
-            self._report(error)
+            report(error, self.who(link))
             link.abort()
         finally:
             self._connections.discard(task)
@@ -101,13 +100,9 @@ class Front:
         except (OSError, asyncio.CancelledError):
             raise
         except Exception as error:
-            self._report(error)
             reason = f"{type(error).__name__} while handling {validate.printable(frame.type)}"
+            report(error, reason)
             await link.send("error", PeerdError(Code.INTERNAL, reason=reason).to_wire())
-
-    def _report(self, error: Exception) -> None:
-        text = " | ".join("".join(traceback.format_exception(error)).split("\n"))
-        log(Event.INTERNAL_ERROR, f"{type(error).__name__}: {error}: {text}")
 
 
 async def _cancellable(link: Connection, work: Callable[[asyncio.Event], Awaitable[None]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import syslog
+import traceback
 from dataclasses import dataclass
 
 from systemd import journal
@@ -65,3 +66,9 @@ def log(event: Event, message: str, **fields: object) -> None:
         **extra,
         **unit,
     )
+
+
+def report(error: BaseException, where: str) -> None:
+    """Record an exception that should not have happened, with its traceback, as one line."""
+    trace = " | ".join("".join(traceback.format_exception(error)).split("\n"))
+    log(Event.INTERNAL_ERROR, f"{where}: {type(error).__name__}: {error}: {trace}")

@@ -119,6 +119,7 @@ async def public_key(interface: str, address: str) -> str:
         output, _ = await asyncio.wait_for(process.communicate(), _WG_TIMEOUT)
     except TimeoutError:
         process.kill()
+        await process.wait()
         return ""
     return key_of(output.decode("ascii", "replace"), address)
 

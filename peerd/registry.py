@@ -63,7 +63,8 @@ class Registry:
             self._database.connect()
             self._migrate()
         except (OSError, peewee.DatabaseError) as error:
-            self._database.close()
+            if not self._database.is_closed():
+                self._database.close()
             raise PeerdError(Code.INTERNAL, reason=f"cannot use the database {path}: {error}") from None
 
     def _migrate(self) -> None:

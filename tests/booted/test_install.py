@@ -45,7 +45,8 @@ def test_the_socket_starts_a_daemon_that_is_down(laptop: Machine, desktop: Machi
 
 
 def test_a_daemon_that_is_killed_comes_back_and_joins_again(laptop: Machine, desktop: Machine) -> None:
-    before = laptop.out("systemctl show -P MainPID peerd")
+    before = int(laptop.out("systemctl show -P MainPID peerd"))
+    assert before, "peerd does not run on laptop"
     laptop.run(f"kill -KILL {before}")
     laptop.wait_until(f"[ $(systemctl show -P MainPID peerd) != {before} ] && systemctl is-active peerd", 20)
     laptop.wait_until("d getPeerStatus | jq -e .connected_to_leader", 20)

@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from lab import CommandFailed, Lab, LabError, Machine  # noqa: E402
+from lab import CommandFailed, Lab, LabError, Machine, check_host  # noqa: E402
 from lab.machines import seed_machines  # noqa: E402
 
 REPOSITORY = "/opt/automateLinux"
@@ -306,6 +306,9 @@ def main() -> int:
     options = parser.parse_args()
     began = time.monotonic()
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    if problems := check_host():
+        print("\n".join(["This machine cannot boot the machines of the demo:", *problems]), file=sys.stderr)
+        return 1
     try:
         package = options.deb or build()
         print(

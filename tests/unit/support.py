@@ -22,6 +22,8 @@ from peerd.protocol import Decoder, Frame
 from peerd.scopes import ScopeError, ScopeManager
 
 LOCALHOST = "127.0.0.1"
+IP_PKTINFO = 8
+"""ip(7); the module socket has no name for it."""
 EXEC_ID = "0123456789abcdef"
 
 
@@ -118,9 +120,11 @@ Accept = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 @contextlib.asynccontextmanager
-async def tcp_server(accept: Accept) -> AsyncIterator[int]:
-    """A server on loopback; gives its port."""
-    server = await asyncio.start_server(accept, LOCALHOST, 0)
+async def tcp_server(accept: Accept, packet_info: bool = True) -> AsyncIterator[int]:
+    """A server on all of loopback's addresses, as PassPacketInfo= of systemd.socket(5) makes it; gives its port."""
+    listener = socket.create_server(("0.0.0.0", 0))
+    listener.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, packet_info)
+    server = await asyncio.start_server(accept, sock=listener)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
@@ -140,10 +144,10 @@ async def unix_server(accept: Accept, path: Path) -> AsyncIterator[Path]:
 
 
 @contextlib.asynccontextmanager
-async def dialled(where: int | Path) -> AsyncIterator[Wire]:
-    """A connection to a port of loopback or to a unix socket."""
+async def dialled(where: int | Path, source: str = LOCALHOST) -> AsyncIterator[Wire]:
+    """A connection to a port of loopback, from one of its addresses, or to a unix socket."""
     if isinstance(where, int):
-        wire = Wire(*await asyncio.open_connection(LOCALHOST, where))
+        wire = Wire(*await asyncio.open_connection(LOCALHOST, where, local_addr=(source, 0)))
     else:
         wire = Wire(*await asyncio.open_unix_connection(where))
     try:
@@ -156,21 +160,24 @@ async def dialled(where: int | Path) -> AsyncIterator[Wire]:
 async def linked() -> AsyncIterator[tuple[Connection, Connection]]:
     """Two connected ends over TCP, with small buffers in the kernel: the one that dialled, and the other."""
     accepted: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
-    listener = socket.create_server((LOCALHOST, 0))
+    listener, dialling = socket.create_server((LOCALHOST, 0)), socket.socket()
     for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
         listener.setsockopt(socket.SOL_SOCKET, option, 4096)
+        dialling.setsockopt(socket.SOL_SOCKET, option, 4096)
     server = await asyncio.start_server(
         lambda reader, writer: accepted.set_result(Connection(reader, writer)), sock=listener
     )
-    near = Connection(*await asyncio.open_connection(LOCALHOST, listener.getsockname()[1]))
+    dialling.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(dialling, listener.getsockname())
+    near = Connection(*await asyncio.open_connection(sock=dialling))
     far = await accepted
     try:
         yield near, far
     finally:
-        near.abort()
-        far.abort()
-        await near.finish()
-        await far.finish()
+        for end in (near, far):
+            if end.socket.fileno() >= 0:
+                end.abort()
+            await end.finish()
         server.close()
         await server.wait_closed()
 

@@ -16,7 +16,6 @@ IO = {"asyncio", "dbus_next", "peewee", "playhouse", "sdnotify", "selectors", "s
 EDGES = {
     "dbus_next": {"scopes", "bus"},
     "peewee": {"registry"},
-    "playhouse": {"registry"},
     "systemd": {"journal", "daemon"},
     "sdnotify": {"daemon"},
     "click": {"cli"},

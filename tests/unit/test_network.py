@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from peerd import network
-from unit.support import LOCALHOST
+from unit.support import IP_PKTINFO, LOCALHOST
 
-IP_PKTINFO = 8
 DUMP = """private\tpublic\t51820\toff
 key-2\t(none)\t198.51.100.2:51820\t10.0.0.2/32\t1700000000\t1\t2\toff
 key-4\t(none)\t(none)\t10.0.0.4/32,fd00::4/128,10.0.4.0/24\t0\t0\t0\t25
@@ -31,8 +30,10 @@ def test_the_key_of_an_address_is_that_of_the_most_specific_route(address: str, 
 
 @pytest.mark.parametrize(
     "dump",
-    ["", "\n", "private\tpublic\t51820\toff\n", "x\ny\nz", "p\nkey\t\t\t\n", "p\nkey\t(none)\t(none)\t(none)\n"]
-    + ["p\nkey\t(none)\t(none)\t10.0.0.3/32,x,10.0.0.999/32\n"],
+    [
+        *("", "\n", "private\tpublic\t51820\toff\n", "x\ny\nz", "p\nkey\t\t\t\n", "p\nkey\t(none)\t(none)\t(none)\n"),
+        "p\nkey\t(none)\t(none)\t10.0.0.3/32,x,10.0.0.999/32\n",
+    ],
 )
 def test_an_address_that_nobody_routes_has_no_key(dump: str) -> None:
     assert network.key_of(dump, "10.0.0.2") == ""

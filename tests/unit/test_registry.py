@@ -166,20 +166,3 @@ def test_a_directory_that_is_not_there_is_said_to_be_so(tmp_path: Path) -> None:
 
 def test_a_path_that_is_a_directory_is_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path)
-
-
-def test_a_refused_database_is_not_held_open(path: Path) -> None:
-    path.write_bytes(b"x" * 4096)
-    with pytest.raises(PeerdError) as caught:
-        Registry(path)
-    open_files = {str(target) for target in _open_files()}
-    assert str(path) not in open_files
-    del caught
-
-
-def _open_files() -> Iterator[Path]:
-    for entry in Path("/proc/self/fd").iterdir():
-        try:
-            yield entry.readlink()
-        except FileNotFoundError:
-            continue

@@ -60,7 +60,13 @@ def test_a_table_without_rows_says_so() -> None:
 
 
 def test_one_object_is_a_line_for_each_of_its_values() -> None:
-    data = {"role": "worker", "leader_address": None, "is_leader": False, "connected_workers": 3, "actions": []}
+    data: dict[str, object] = {
+        "role": "worker",
+        "leader_address": None,
+        "is_leader": False,
+        "connected_workers": 3,
+        "actions": [],
+    }
     assert render(STATUS, data, False) == (
         "             role: worker\n"
         "   leader_address: -\n"

@@ -1,0 +1,84 @@
+"""The daemon's configuration files, and how it ends when it cannot start."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import sdnotify
+
+from peerd import daemon
+from peerd.config import ConfigError
+from peerd.journal import Event
+from unit.support import Journal, settings
+
+
+@pytest.fixture
+def etc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the configuration is."""
+    monkeypatch.setattr(daemon, "CONFIG_FILE", tmp_path / "peerd.conf")
+    monkeypatch.setattr(daemon, "CONFIG_DIRECTORY", tmp_path / "peerd.conf.d")
+    (tmp_path / "peerd.conf.d").mkdir()
+    return tmp_path
+
+
+def test_without_files_the_defaults_are_in_force(etc: Path) -> None:
+    (etc / "peerd.conf.d").rmdir()
+    assert daemon.read_config() == (settings(), [])
+
+
+def test_drop_ins_win_over_the_file_in_the_order_of_their_names(etc: Path) -> None:
+    (etc / "peerd.conf").write_text("[peerd]\nport = 1\nmax-commands = 1\nrepository = /one\n")
+    (etc / "peerd.conf.d/20-b.conf").write_text("[peerd]\nport = 3\n")
+    (etc / "peerd.conf.d/10-a.conf").write_text("[peerd]\nport = 2\nmax-commands = 2\n")
+    (etc / "peerd.conf.d/30-c.conf.dpkg-old").write_text("[peerd]\nport = 4\n")
+    assert daemon.read_config() == (settings(port=3, max_commands=2, repository="/one"), [])
+
+
+@pytest.mark.parametrize(
+    "content", [b"[peerd]\nport = x\n", b"\xff", b"port = 1\n"], ids=["value", "coding", "section"]
+)
+def test_a_file_that_cannot_be_used_is_refused(etc: Path, content: bytes) -> None:
+    (etc / "peerd.conf").write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        daemon.read_config()
+    assert str(etc / "peerd.conf") in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read_is_refused(etc: Path) -> None:
+    (etc / "peerd.conf").mkdir()
+    with pytest.raises(ConfigError, match=r"peerd\.conf"):
+        daemon.read_config()
+
+
+def test_a_daemon_with_a_bad_configuration_ends_with_78_and_says_why(
+    etc: Path, records: Journal, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (etc / "peerd.conf").write_text("[peerd]\nport = x\n")
+    monkeypatch.setattr(sys, "argv", ["peerd"])
+    assert daemon.main() == 78
+    assert "port" in capsys.readouterr().err
+    assert [record.event for record in records.records] == [Event.CONFIG_INVALID]
+    assert "port" in records.records[0].message
+
+
+def test_a_daemon_whose_state_cannot_be_used_ends_with_1_and_says_why(
+    etc: Path, records: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records.expect(Event.INTERNAL_ERROR)
+    monkeypatch.setattr(sdnotify, "SystemdNotifier", object)
+    (etc / "peerd.conf").write_text("[peerd]\nprot = 1\n")
+    monkeypatch.setattr(sys, "argv", ["peerd"])
+    monkeypatch.setenv("STATE_DIRECTORY", str(etc / "missing"))
+    assert daemon.main() == 1
+    assert [record.event for record in records.records] == [Event.CONFIG_WARNING, Event.INTERNAL_ERROR]
+    assert str(etc / "missing") in records.records[1].message
+
+
+def test_a_daemon_with_arguments_ends_with_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["peerd", "--help"])
+    assert daemon.main() == 2
+    assert "systemctl start peerd" in capsys.readouterr().err

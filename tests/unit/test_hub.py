@@ -1,0 +1,363 @@
+"""The leader's registry: who hears of what, over real connections, and what is stored."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+
+import pytest
+
+from peerd import hub as hub_module
+from peerd import network
+from peerd.connection import Connection
+from peerd.errors import Code, PeerdError
+from peerd.hub import Hub
+from peerd.journal import Event
+from peerd.links import receive_book
+from peerd.peers import Peer
+from peerd.registry import Registry
+from unit.support import Journal, linked, registration
+
+KEYS = {"10.0.0.2": "key-2", "10.0.0.4": "key-4"}
+
+
+class Clock:
+    """Takes the place of the module time."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def time(self) -> float:
+        return self.now
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """A clock that stands still until it is told to move, and a WireGuard that knows the keys."""
+
+    async def public_key(interface: str, address: str) -> str:
+        assert interface == "wg0"
+        return KEYS.get(address, "")
+
+    monkeypatch.setattr(network, "public_key", public_key)
+    clock = Clock()
+    monkeypatch.setattr(hub_module, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def registry() -> Iterator[Registry]:
+    registry = Registry(":memory:")
+    yield registry
+    registry.close()
+
+
+def hub_of(registry: Registry) -> Hub:
+    return Hub(registry, lambda: "wg0", lambda: None)
+
+
+def by_id(registry: Registry) -> dict[str, Peer]:
+    return {peer.peer_id: peer for peer in registry.peers()}
+
+
+@asynccontextmanager
+async def registered(hub: Hub, *workers: tuple[str, str]) -> AsyncIterator[list[tuple[Connection, Connection]]]:
+    """Workers that have registered and read all that they were told: the worker's end and the leader's of each."""
+    async with AsyncExitStack() as stack:
+        ends: list[tuple[Connection, Connection]] = []
+        for peer_id, address in workers:
+            worker, leader = await stack.enter_async_context(linked())
+            await hub.register(leader, address, registration(peer_id))
+            await worker.expect("registered")
+            await receive_book(worker)
+            for other, _ in ends:
+                await other.expect("peers")
+            ends.append((worker, leader))
+        yield ends
+
+
+async def told(worker: Connection) -> list[tuple[str, bool]]:
+    """The ids in the next news, and whether they are online."""
+    listed = (await worker.expect("peers")).fields["peers"]
+    assert isinstance(listed, list)
+    return [(peer["peer_id"], peer["is_online"]) for peer in listed]
+
+
+def test_a_worker_that_registers_is_told_of_all_peers_and_stored(registry: Registry, records: Journal) -> None:
+    async def main() -> None:
+        hub = hub_of(registry)
+        hub.set_self(registration("vps"), "10.0.0.1")
+        async with linked() as (worker, leader):
+            admitted = await hub.register(leader, "10.0.0.4", registration("laptop"))
+            assert admitted.public_key == "key-4"
+            assert admitted.is_online
+            assert (await worker.expect("registered")).fields == {"peer_id": "laptop"}
+            book = await receive_book(worker)
+            assert book.all() == hub.book.all()
+            assert [peer.peer_id for peer in book.all()] == ["vps", "laptop"]
+            assert hub.workers == 1
+        assert by_id(registry)["laptop"] == replace(admitted, is_online=False)
+        assert [record.text("peer") for record in records.of(Event.PEER_REGISTERED)] == ["laptop"]
+
+    asyncio.run(main())
+
+
+def test_the_others_hear_of_who_comes_and_who_goes(registry: Registry) -> None:
+    async def main() -> None:
+        hub = hub_of(registry)
+        async with registered(hub, ("desktop", "10.0.0.2")) as [(desktop, _)], linked() as (laptop, leader):
+            await hub.register(leader, "10.0.0.4", registration("laptop"))
+            assert await told(desktop) == [("laptop", True)]
+            await laptop.expect("registered")
+            hub.left(leader, "laptop")
+            assert await told(desktop) == [("laptop", False)]
+            assert hub.workers == 1
+
+    asyncio.run(main())
+
+
+def test_who_goes_is_offline_and_still_a_peer(registry: Registry, records: Journal) -> None:
+    async def main() -> None:
+        hub = hub_of(registry)
+        async with registered(hub, ("laptop", "10.0.0.4")) as [(_, leader)]:
+            hub.left(leader, "laptop")
+            peer = hub.book.by_id("laptop")
+            assert peer is not None
+            assert not peer.is_online
+            assert hub.workers == 0
+            assert [record.text("peer") for record in records.of(Event.PEER_OFFLINE)] == ["laptop"]
+            hub.left(leader, "laptop")
+            assert len(records.of(Event.PEER_OFFLINE)) == 1
+
+    asyncio.run(main())
+
+
+def test_a_second_registration_takes_the_place_of_the_first_link(registry: Registry, records: Journal) -> None:
+    async def main() -> None:
+        hub = hub_of(registry)
+        async with registered(hub, ("laptop", "10.0.0.4")) as [(first, first_leader)], linked() as (_, second):
+            await hub.register(second, "10.0.0.4", registration("laptop"))
+            assert await first.receive() is None
+            hub.left(first_leader, "laptop")
+            peer = hub.book.by_id("laptop")
+            assert peer is not None
+            assert peer.is_online
+            assert hub.workers == 1
+            assert not records.of(Event.PEER_OFFLINE)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("peer_id", "address", "code"),
+    [("laptop", "10.0.0.2", Code.ID_TAKEN), ("phone", "10.0.0.4", Code.ADDRESS_TAKEN)],
+)
+def test_a_registration_that_is_refused_changes_nothing(
+    registry: Registry, records: Journal, peer_id: str, address: str, code: Code
+) -> None:
+    async def main() -> None:
+        hub = hub_of(registry)
+        async with registered(hub, ("laptop", "10.0.0.4")) as [(laptop, _)], linked() as (other, leader):
+            before, stored = hub.book.all(), registry.peers()
+            with pytest.raises(PeerdError) as caught:
+                await hub.register(leader, address, registration(peer_id))
+            assert caught.value.code is code
+            assert (hub.book.all(), registry.peers(), hub.workers) == (before, stored, 1)
+            assert other.usable
+            assert laptop.usable
+            (record,) = records.of(Event.PEER_REFUSED)
+            assert (record.text("peer"), record.text("address")) == (peer_id, address)
+
+    asyncio.run(main())
+
+
+def test_a_registration_with_another_key_is_refused(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        hub = hub_of(registry)
+        async with registered(hub, ("laptop", "10.0.0.4")):
+            pass
+        monkeypatch.setitem(KEYS, "10.0.0.4", "stolen")
+        async with linked() as (_, leader):
+            with pytest.raises(PeerdError) as caught:
+                await hub.register(leader, "10.0.0.4", registration("laptop"))
+            assert caught.value.code is Code.KEY_CHANGED
+
+    asyncio.run(main())
+
+
+def test_a_deleted_worker_is_told_and_disconnected_and_the_others_hear_of_it(
+    registry: Registry, records: Journal
+) -> None:
+    async def main() -> None:
+        hub = hub_of(registry)
+        async with registered(hub, ("desktop", "10.0.0.2"), ("laptop", "10.0.0.4")) as [(desktop, _), (laptop, leader)]:
+            hub.delete("laptop", "root@vps")
+            with pytest.raises(PeerdError) as caught:
+                await laptop.expect("heartbeat")
+            assert caught.value.code is Code.DELETED
+            assert await laptop.receive() is None
+            assert (await desktop.expect("peerRemoved")).fields == {"peer_id": "laptop"}
+            hub.left(leader, "laptop")
+            assert hub.book.by_id("laptop") is None
+            assert by_id(registry).keys() == {"desktop"}
+            assert hub.workers == 1
+            (record,) = records.of(Event.PEER_DELETED)
+            assert (record.text("peer"), record.text("caller")) == ("laptop", "root@vps")
+
+    asyncio.run(main())
+
+
+def test_a_deleted_id_and_address_are_free(registry: Registry) -> None:
+    async def main() -> None:
+        hub = hub_of(registry)
+        async with registered(hub, ("laptop", "10.0.0.4")):
+            hub.delete("laptop", "x")
+        async with linked() as (_, leader):
+            assert (await hub.register(leader, "10.0.0.2", registration("laptop"))).ip_address == "10.0.0.2"
+
+    asyncio.run(main())
+
+
+def test_who_is_not_there_cannot_be_deleted(registry: Registry) -> None:
+    async def main() -> None:
+        with pytest.raises(PeerdError, match="Peer not found: phone"):
+            hub_of(registry).delete("phone", "x")
+
+    asyncio.run(main())
+
+
+def test_a_heartbeat_is_answered_and_stored_with_the_next_flush(registry: Registry, clock: Clock) -> None:
+    async def main() -> None:
+        hub = hub_of(registry)
+        async with registered(hub, ("laptop", "10.0.0.4")) as [(laptop, leader)]:
+            clock.now = 2000.0
+            hub.heard(leader, "laptop")
+            await laptop.expect("heartbeat")
+            peer = hub.book.by_id("laptop")
+            assert peer is not None
+            assert peer.last_seen == 2000.0
+            assert by_id(registry)["laptop"].last_seen == 1000.0
+            hub.flush()
+            assert by_id(registry)["laptop"].last_seen == 2000.0
+
+    asyncio.run(main())
+
+
+def test_a_heartbeat_over_a_link_that_was_replaced_counts_for_nothing(registry: Registry, clock: Clock) -> None:
+    async def main() -> None:
+        hub = hub_of(registry)
+        async with registered(hub, ("laptop", "10.0.0.4")), linked() as (stranger, link):
+            clock.now = 2000.0
+            hub.heard(link, "laptop")
+            hub.heard(link, "phone")
+            link.close()
+            assert await stranger.receive() is None
+            peer = hub.book.by_id("laptop")
+            assert peer is not None
+            assert peer.last_seen == 1000.0
+
+    asyncio.run(main())
+
+
+def test_a_flush_does_not_bring_back_who_was_deleted(registry: Registry) -> None:
+    async def main() -> None:
+        hub = hub_of(registry)
+        async with registered(hub, ("laptop", "10.0.0.4")) as [(_, leader)]:
+            hub.heard(leader, "laptop")
+            hub.delete("laptop", "x")
+            hub.flush()
+            assert registry.peers() == []
+
+    asyncio.run(main())
+
+
+def test_closing_stores_what_heartbeats_said_and_closes_the_links(registry: Registry, clock: Clock) -> None:
+    async def main() -> None:
+        hub = hub_of(registry)
+        async with registered(hub, ("laptop", "10.0.0.4")) as [(laptop, leader)]:
+            clock.now = 2000.0
+            hub.heard(leader, "laptop")
+            hub.close()
+            await laptop.expect("heartbeat")
+            assert await laptop.receive() is None
+            assert by_id(registry)["laptop"].last_seen == 2000.0
+
+    asyncio.run(main())
+
+
+def test_a_leader_that_comes_back_knows_its_peers_as_offline(registry: Registry) -> None:
+    async def main() -> None:
+        hub = hub_of(registry)
+        async with registered(hub, ("laptop", "10.0.0.4")):
+            again = hub_of(registry).book.by_id("laptop")
+            assert again == replace(hub.book.by_id("laptop") or Peer("", ""), is_online=False)
+
+    asyncio.run(main())
+
+
+def test_many_peers_are_told_in_several_frames(registry: Registry) -> None:
+    async def main() -> None:
+        registry.store(Peer(f"p{number}", f"10.1.{number // 250}.{number % 250 + 1}") for number in range(450))
+        hub = hub_of(registry)
+        async with linked() as (worker, leader):
+            hub.tell_all(leader)
+            assert (await receive_book(worker)).all() == hub.book.all()
+
+    asyncio.run(main())
+
+
+def test_a_worker_that_does_not_read_is_dropped(registry: Registry) -> None:
+    async def main() -> None:
+        hub = hub_of(registry)
+        async with registered(hub, ("laptop", "10.0.0.4")) as [(_, leader)]:
+            leader.post("noise", None, bytes(1024 * 1024))
+            rounds = 0
+            while leader.usable:
+                leader.post("noise", None, bytes(1024 * 1024))
+                hub.set_self(registration("vps", hostname=f"name-{rounds}"), "10.0.0.1")
+                rounds += 1
+            assert 1 < rounds < 20
+
+    asyncio.run(main())
+
+
+def test_the_leader_enters_itself_and_moves_with_its_address(registry: Registry) -> None:
+    async def main() -> None:
+        hub = hub_of(registry)
+        hub.set_self(registration("vps"), "10.0.0.1")
+        async with registered(hub, ("laptop", "10.0.0.4")) as [(laptop, _)]:
+            hub.set_self(registration("vps"), "10.0.0.1")
+            hub.set_self(registration("vps"), "10.0.0.9")
+            assert await told(laptop) == [("vps", True)]
+            assert by_id(registry).keys() == {"vps", "laptop"}
+            assert by_id(registry)["vps"].ip_address == "10.0.0.9"
+            assert hub.book.by_address("10.0.0.1") is None
+
+    asyncio.run(main())
+
+
+def test_a_leader_under_another_id_is_the_same_peer_no_longer(registry: Registry) -> None:
+    async def main() -> None:
+        hub = hub_of(registry)
+        hub.set_self(registration("vps"), "10.0.0.1")
+        hub.set_self(registration("hub"), "10.0.0.1")
+        assert [peer.peer_id for peer in hub.book.all()] == ["hub"]
+        assert by_id(registry).keys() == {"hub"}
+
+    asyncio.run(main())
+
+
+def test_who_had_the_leaders_own_address_or_id_goes(registry: Registry) -> None:
+    async def main() -> None:
+        hub = hub_of(registry)
+        async with registered(hub, ("laptop", "10.0.0.4")) as [(laptop, _)]:
+            hub.set_self(registration("vps"), "10.0.0.4")
+            with pytest.raises(PeerdError) as caught:
+                await laptop.expect("heartbeat")
+            assert caught.value.code is Code.DELETED
+            assert by_id(registry).keys() == {"vps"}
+            assert hub.workers == 0
+
+    asyncio.run(main())

@@ -1,0 +1,441 @@
+"""The TCP socket: who may do what, over real connections that come through an interface."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from peerd import network
+from peerd.errors import Code, Outcome, PeerdError
+from peerd.executor import Caller, Sink
+from peerd.fronts import TcpFront
+from peerd.journal import Event
+from peerd.links import receive_book
+from peerd.messages import ExecRequest, ExecResult
+from peerd.node import Node
+from peerd.peers import Peer
+from peerd.protocol import PROTOCOL_VERSION
+from peerd.registry import Identity, Registry
+from unit.support import EXEC_ID, FakeExecutor, Journal, Script, Wire, dialled, registration, settings, tcp_server
+
+LEADER = Identity("leader", "vps", "")
+LAPTOP = Peer("laptop", "127.0.0.4", public_key="")
+EXEC: dict[str, object] = {"execId": EXEC_ID, "directory": "/tmp", "shellCmd": "make", "timeout": 5}
+
+
+async def succeed(request: ExecRequest, caller: Caller, sink: Sink, cancel: asyncio.Event) -> ExecResult:
+    return ExecResult(Outcome.EXITED, 0)
+
+
+async def until_cancelled(request: ExecRequest, caller: Caller, sink: Sink, cancel: asyncio.Event) -> ExecResult:
+    await sink.started()
+    await cancel.wait()
+    return ExecResult.failure(PeerdError(Code.CANCELLED, peer="vps"))
+
+
+@pytest.fixture(autouse=True)
+def vpn(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
+    """Loopback takes the VPN's place: all of its addresses but those in this set are other machines'."""
+    own = {"127.0.0.1"}
+
+    async def public_key(interface: str, address: str) -> str:
+        return f"key of {address}"
+
+    monkeypatch.setattr(network, "is_own_address", lambda address: address in own)
+    monkeypatch.setattr(network, "public_key", public_key)
+    return iter([own])
+
+
+@dataclass
+class Remote:
+    """A daemon's TCP side."""
+
+    port: int
+    executor: FakeExecutor
+    node: Node
+    registry: Registry
+
+
+@asynccontextmanager
+async def served(
+    script: Script = succeed,
+    identity: Identity = LEADER,
+    packet_info: bool = True,
+    interface: str = "lo",
+    **changes: Any,
+) -> AsyncIterator[Remote]:
+    """A leader at 127.0.0.1 that knows the peer laptop at 127.0.0.4."""
+    registry = Registry(":memory:")
+    registry.set_identity(identity)
+    registry.store([LAPTOP])
+    config = settings(vpn_interface=interface, **changes)
+    node = Node(registry, lambda: config, lambda: None)
+    node.start()
+    executor = FakeExecutor(script)
+    front = TcpFront(node, executor, lambda: config)
+    try:
+        async with tcp_server(front.accept, packet_info) as port:
+            yield Remote(port, executor, node, registry)
+    finally:
+        await node.close()
+        registry.close()
+
+
+@asynccontextmanager
+async def greeted(remote: Remote, source: str = "127.0.0.4") -> AsyncIterator[Wire]:
+    async with dialled(remote.port, source) as wire:
+        await wire.greet()
+        yield wire
+
+
+@pytest.mark.parametrize(
+    ("changes", "source"),
+    [
+        ({"interface": "wg0"}, "127.0.0.4"),
+        ({"packet_info": False}, "127.0.0.4"),
+        ({}, "127.0.0.1"),
+    ],
+    ids=["another interface", "interface not known", "own address"],
+)
+def test_who_does_not_come_through_the_vpn_is_dropped_without_a_word(
+    records: Journal, changes: dict[str, Any], source: str
+) -> None:
+    async def main() -> None:
+        async with served(**changes) as remote:
+            async with dialled(remote.port, source) as wire:
+                await wire.end()
+            (record,) = records.of(Event.CONNECTION_REFUSED)
+            assert record.text("address") == source
+            assert remote.executor.requests == []
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("type_", "fields"),
+    [
+        ("execRequest", EXEC),
+        ("getPeerInfo", {"peer": "laptop"}),
+        ("listPeers", {}),
+        ("deletePeer", {"peer": "laptop"}),
+        ("heartbeat", {}),
+    ],
+    ids=["execRequest", "getPeerInfo", "listPeers", "deletePeer", "heartbeat"],
+)
+def test_who_is_no_peer_is_denied_everything(type_: str, fields: dict[str, object]) -> None:
+    async def main() -> None:
+        async with served() as remote, greeted(remote, "127.0.0.66") as wire:
+            denied = await wire.ask(type_, fields)
+            assert (denied.type, denied.fields["code"]) == ("error", "unknown-peer")
+            assert denied.fields["details"] == {"address": "127.0.0.66", "peer": "vps"}
+            assert (await wire.ask("ping")).type == "pong"
+            assert remote.executor.requests == []
+            assert {peer.peer_id for peer in remote.registry.peers()} == {"laptop", "vps"}
+
+    asyncio.run(main())
+
+
+def test_a_message_cannot_claim_who_sent_it() -> None:
+    async def main() -> None:
+        async with served() as remote, greeted(remote, "127.0.0.66") as wire:
+            claim = {**EXEC, "peer": "laptop", "peer_id": "laptop", "address": "127.0.0.4", "ip_address": "127.0.0.4"}
+            assert (await wire.ask("execRequest", claim)).fields["code"] == "unknown-peer"
+
+    asyncio.run(main())
+
+
+def test_a_command_of_a_peer_runs_and_streams() -> None:
+    async def script(request: ExecRequest, caller: Caller, sink: Sink, cancel: asyncio.Event) -> ExecResult:
+        await sink.started()
+        await sink.output("stdout", b"\0\xff\n")
+        await sink.output("stderr", b"err")
+        return ExecResult(Outcome.EXITED, 3, duration_usec=5)
+
+    async def main() -> None:
+        async with served(script) as remote, greeted(remote) as wire:
+            assert (await wire.ask("execRequest", EXEC)).type == "started"
+            out, err, result = [await wire.next() for _ in range(3)]
+            assert (out.type, out.fields, out.payload) == ("output", {"stream": "stdout"}, b"\0\xff\n")
+            assert (err.type, err.fields, err.payload) == ("output", {"stream": "stderr"}, b"err")
+            assert result.type == "result"
+            assert ExecResult.from_wire(result.fields) == ExecResult(Outcome.EXITED, 3, duration_usec=5)
+            assert remote.executor.requests == [(ExecRequest(EXEC_ID, "/tmp", "make", timeout=5.0), "laptop")]
+            assert (await wire.ask("ping")).type == "pong"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "change", [{"execId": "x"}, {"directory": "tmp"}, {"shellCmd": ""}, {"timeout": -1}, {"action": "rm"}], ids=str
+)
+def test_a_request_out_of_bounds_is_an_error_and_runs_nothing(change: dict[str, object]) -> None:
+    async def main() -> None:
+        async with served() as remote, greeted(remote) as wire:
+            refused = await wire.ask("execRequest", {**EXEC, **change})
+            assert refused.fields["code"] == "bad-message"
+            assert remote.executor.requests == []
+            assert (await wire.ask("ping")).type == "pong"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("depth", [100, 900, 940, 960, 970, 980, 985])
+@pytest.mark.parametrize("name", ["execId", "directory", "shellCmd", "timeout", "action"])
+def test_a_request_that_is_nested_deeply_is_an_error_of_its_sender(name: str, depth: int) -> None:
+    async def main() -> None:
+        async with served() as remote, greeted(remote) as wire:
+            fields = {key: value for key, value in EXEC.items() if key != name}
+            rest = "".join(f',"{key}":"{value}"' for key, value in fields.items())
+            nested = "[" * depth + "]" * depth
+            wire.writer.write(f'{{"type":"execRequest","{name}":{nested}{rest}}}\n'.encode())
+            assert (await wire.next()).fields["code"] == "bad-message"
+            assert remote.executor.requests == []
+
+    asyncio.run(main())
+
+
+def test_cancel_stops_the_command() -> None:
+    async def main() -> None:
+        async with served(until_cancelled) as remote, greeted(remote) as wire:
+            assert (await wire.ask("execRequest", EXEC)).type == "started"
+            result = await wire.ask("cancel")
+            assert (result.type, result.fields["outcome"]) == ("result", "cancelled")
+            assert (await wire.ask("ping")).type == "pong"
+
+    asyncio.run(main())
+
+
+def test_a_cancel_that_comes_too_late_is_nothing() -> None:
+    async def main() -> None:
+        async with served() as remote, greeted(remote) as wire:
+            assert (await wire.ask("execRequest", EXEC)).type == "result"
+            await wire.link.send("cancel")
+            assert (await wire.ask("ping")).type == "pong"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("how", ["close", "reset", "garbage"])
+def test_a_caller_that_is_lost_stops_its_command(how: str) -> None:
+    over = asyncio.Event()
+
+    async def script(request: ExecRequest, caller: Caller, sink: Sink, cancel: asyncio.Event) -> ExecResult:
+        result = await until_cancelled(request, caller, sink, cancel)
+        over.set()
+        return result
+
+    async def main() -> None:
+        async with served(script) as remote:
+            async with greeted(remote) as wire:
+                assert (await wire.ask("execRequest", EXEC)).type == "started"
+                if how == "close":
+                    wire.link.close()
+                elif how == "reset":
+                    wire.reset()
+                else:
+                    wire.writer.write(b"garbage\n")
+                await over.wait()
+
+    asyncio.run(main())
+
+
+def test_an_unknown_message_is_an_error_and_the_connection_goes_on() -> None:
+    async def main() -> None:
+        async with served() as remote, greeted(remote) as wire:
+            refused = await wire.ask("restartDaemon\n")
+            assert (refused.type, refused.fields["code"]) == ("error", "unknown-message")
+            assert refused.fields["details"] == {"name": r"restartDaemon\n"}
+            assert (await wire.ask("ping")).type == "pong"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("hello", "code"),
+    [
+        ({"protocol": PROTOCOL_VERSION + 1, "version": "9"}, "version"),
+        ({}, "bad-message"),
+        ({"protocol": "1"}, "bad-message"),
+        ({"protocol": PROTOCOL_VERSION, "version": 1}, "bad-message"),
+    ],
+    ids=str,
+)
+def test_a_greeting_that_is_none_gets_an_error_and_the_end(
+    records: Journal, hello: dict[str, object], code: str
+) -> None:
+    async def main() -> None:
+        async with served() as remote, dialled(remote.port, "127.0.0.4") as wire:
+            assert (await wire.ask("hello", hello)).fields["code"] == code
+            await wire.end()
+            (record,) = records.of(Event.PROTOCOL_ERROR)
+            assert record.message.startswith("127.0.0.4: ")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("garbage", [b"SSH-2.0-OpenSSH_9.2\r\n", b"\x16\x03\x01\x02\0\n", b'{"type":"hello"}}\n'])
+def test_bytes_that_are_no_frame_get_an_error_and_the_end(garbage: bytes) -> None:
+    async def main() -> None:
+        async with served() as remote:
+            async with dialled(remote.port, "127.0.0.4") as wire:
+                wire.writer.write(garbage)
+                assert (await wire.next()).fields["code"] == "bad-message"
+                await wire.end()
+            async with greeted(remote) as wire:
+                assert (await wire.ask("ping")).type == "pong"
+
+    asyncio.run(main())
+
+
+def test_garbage_from_who_is_gone_already_harms_nobody(records: Journal) -> None:
+    async def main() -> None:
+        async with served() as remote:
+            async with greeted(remote) as wire:
+                assert (await wire.ask("ping")).type == "pong"
+                wire.writer.write(b"garbage\n")
+                wire.reset()
+            async with greeted(remote) as wire:
+                assert (await wire.ask("ping")).type == "pong"
+
+    asyncio.run(main())
+
+
+def test_a_peer_is_told_of_another_by_id_or_by_address() -> None:
+    async def main() -> None:
+        async with served() as remote, greeted(remote) as wire:
+            for fields in ({"peer": "laptop"}, {"address": "127.0.0.4"}):
+                assert Peer.from_wire((await wire.ask("getPeerInfo", dict(fields))).fields) == LAPTOP
+            assert (await wire.ask("getPeerInfo", {"peer": "phone"})).fields["code"] == "peer-not-found"
+            assert (await wire.ask("getPeerInfo", {"address": "127.0.0.9"})).fields["code"] == "peer-not-found"
+            assert (await wire.ask("getPeerInfo", {})).fields["code"] == "bad-message"
+            assert (await wire.ask("getPeerInfo", {"address": "vps"})).fields["code"] == "bad-message"
+
+    asyncio.run(main())
+
+
+def test_a_peer_is_told_of_all() -> None:
+    async def main() -> None:
+        async with served() as remote, greeted(remote) as wire:
+            await wire.link.send("listPeers")
+            assert [peer.peer_id for peer in (await receive_book(wire.link)).all()] == ["vps", "laptop"]
+
+    asyncio.run(main())
+
+
+def test_a_peer_deletes_another_but_not_the_leader(records: Journal) -> None:
+    async def main() -> None:
+        async with served() as remote, greeted(remote) as wire:
+            assert (await wire.ask("deletePeer", {"peer": "vps"})).fields["code"] == "self-delete"
+            assert (await wire.ask("deletePeer", {"peer": "phone"})).fields["code"] == "peer-not-found"
+            assert (await wire.ask("deletePeer", {"peer": "laptop"})).type == "reply"
+            assert remote.node.book.by_id("laptop") is None
+            assert [record.text("caller") for record in records.of(Event.PEER_DELETED)] == ["laptop"]
+            # From now on it is nobody.
+            assert (await wire.ask("listPeers")).fields["code"] == "unknown-peer"
+
+    asyncio.run(main())
+
+
+def test_a_worker_registers_beats_and_goes() -> None:
+    async def main() -> None:
+        async with served() as remote:
+            async with greeted(remote, "127.0.0.2") as wire:
+                assert (await wire.ask("registerPeer", registration("desktop").to_wire())).type == "registered"
+                book = await receive_book(wire.link)
+                assert [peer.peer_id for peer in book.all()] == ["vps", "desktop", "laptop"]
+                desktop = book.by_id("desktop")
+                assert desktop is not None
+                assert (desktop.ip_address, desktop.public_key) == ("127.0.0.2", "key of 127.0.0.2")
+                assert desktop.is_online
+                assert (await wire.ask("heartbeat")).type == "heartbeat"
+                assert (await wire.ask("ping")).type == "pong"
+            async with greeted(remote) as wire:
+                gone = Peer.from_wire((await wire.ask("getPeerInfo", {"peer": "desktop"})).fields)
+                assert not gone.is_online
+
+    asyncio.run(main())
+
+
+def test_a_worker_may_run_commands_over_the_connection_that_it_registered_on() -> None:
+    async def main() -> None:
+        async with served() as remote, greeted(remote, "127.0.0.2") as wire:
+            assert (await wire.ask("registerPeer", registration("desktop").to_wire())).type == "registered"
+            await receive_book(wire.link)
+            assert (await wire.ask("execRequest", EXEC)).type == "result"
+            assert [caller for _, caller in remote.executor.requests] == ["desktop"]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("claim", "source", "code"),
+    [
+        (registration("laptop").to_wire(), "127.0.0.2", "id-taken"),
+        (registration("phone").to_wire(), "127.0.0.4", "address-taken"),
+        (registration("vps").to_wire(), "127.0.0.2", "id-taken"),
+        ({"peer_id": "a b"}, "127.0.0.2", "bad-message"),
+        ({}, "127.0.0.2", "bad-message"),
+    ],
+    ids=["id", "address", "leader", "bad", "empty"],
+)
+def test_a_registration_that_is_refused_says_why(claim: dict[str, object], source: str, code: str) -> None:
+    async def main() -> None:
+        async with served() as remote, greeted(remote, source) as wire:
+            refused = await wire.ask("registerPeer", claim)
+            assert (refused.type, refused.fields["code"]) == ("error", code)
+            assert remote.node.hub is not None
+            assert remote.node.hub.workers == 0
+
+    asyncio.run(main())
+
+
+def test_who_is_no_leader_takes_no_registration_and_keeps_no_registry() -> None:
+    async def main() -> None:
+        async with served(identity=Identity("", "desktop", "")) as remote, greeted(remote) as wire:
+            refused = await wire.ask("registerPeer", registration("laptop").to_wire())
+            assert refused.fields["code"] == "not-leader"
+
+    asyncio.run(main())
+
+
+def test_what_only_a_leader_answers_is_unknown_to_others() -> None:
+    async def main() -> None:
+        async with served(identity=Identity("worker", "desktop", "127.0.0.9")) as remote, greeted(remote) as wire:
+            assert remote.node.link is not None
+            remote.node.link.book.put(LAPTOP)
+            for type_ in ("listPeers", "deletePeer", "heartbeat"):
+                assert (await wire.ask(type_, {"peer": "laptop"})).fields["code"] == "unknown-message"
+            assert (await wire.ask("execRequest", EXEC)).type == "result"
+
+    asyncio.run(main())
+
+
+def test_a_connection_too_many_is_told_so() -> None:
+    async def main() -> None:
+        async with served(max_connections=1) as remote, greeted(remote) as first:
+            async with dialled(remote.port, "127.0.0.4") as second:
+                assert (await second.next()).fields["code"] == "busy"
+                await second.end()
+            assert (await first.ask("ping")).type == "pong"
+
+    asyncio.run(main())
+
+
+def test_a_worker_that_loses_its_connection_within_a_heartbeat_is_offline() -> None:
+    async def main() -> None:
+        async with served() as remote:
+            async with greeted(remote, "127.0.0.2") as wire:
+                await wire.ask("registerPeer", registration("desktop").to_wire())
+                await receive_book(wire.link)
+                wire.writer.write(b'{"type":"heart')
+                wire.link.close()
+            async with greeted(remote) as wire:
+                gone = Peer.from_wire((await wire.ask("getPeerInfo", {"peer": "desktop"})).fields)
+                assert not gone.is_online
+
+    asyncio.run(main())
