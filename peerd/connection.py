@@ -30,6 +30,12 @@ class Connection:
         return sock
 
     @property
+    def address(self) -> str:
+        """Where a TCP connection comes from, also after its end; "unknown" where it ended before anybody could ask."""
+        name = self._writer.get_extra_info("peername")
+        return str(name[0]) if name else "unknown"
+
+    @property
     def usable(self) -> bool:
         """Whether nothing has yet said that the connection is at its end."""
         return not (self._reader.at_eof() or self._writer.is_closing())
@@ -91,7 +97,9 @@ class Connection:
 
     def abort(self) -> None:
         """Close at once and drop what was queued."""
-        self._writer.transport.abort()
+        # The transport of a socket that is closed already has let go of its event loop.
+        if self.socket.fileno() >= 0:
+            self._writer.transport.abort()
 
     async def finish(self) -> None:
         """Close and wait until what was queued has been sent or the connection is lost."""

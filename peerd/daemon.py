@@ -40,10 +40,16 @@ def read_config() -> tuple[config.Config, list[str]]:
     :raises ConfigError: when it cannot be used
     """
     files = [CONFIG_FILE, *sorted(CONFIG_DIRECTORY.glob("*.conf"))]
+    return config.parse((str(file), _read(file)) for file in files if file.exists())
+
+
+def _read(file: Path) -> str:
     try:
-        return config.parse((str(file), file.read_text("utf-8")) for file in files if file.exists())
-    except (OSError, UnicodeDecodeError) as error:
+        return file.read_text("utf-8")
+    except OSError as error:
         raise config.ConfigError(str(error)) from None
+    except UnicodeDecodeError as error:
+        raise config.ConfigError(f"{file}: {error}") from None
 
 
 class Daemon:

@@ -55,20 +55,21 @@ class Front:
     async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection to its end; the callback of asyncio's servers."""
         link = Connection(reader, writer)
+        who = self.who(link)
         task = asyncio.current_task()
         assert task is not None
         self._connections.add(task)
         try:
             if len(self._connections) > self._config().max_connections:
                 raise PeerdError(Code.BUSY, reason="too many connections (max-connections)")
-            await self._serve(link)
+            await self._serve(link, who)
         except PeerdError as error:
-            log(Event.PROTOCOL_ERROR, f"{self.who(link)}: {error.sentence}")
+            log(Event.PROTOCOL_ERROR, f"{who}: {error.sentence}")
             link.post("error", error.to_wire())
         except (OSError, asyncio.CancelledError):
             link.abort()
         except Exception as error:
-            report(error, self.who(link))
+            report(error, who)
             link.abort()
         finally:
             self._connections.discard(task)
@@ -83,7 +84,7 @@ class Front:
         """The other end, for the journal."""
         raise NotImplementedError
 
-    async def _serve(self, link: Connection) -> None:
+    async def _serve(self, link: Connection, who: str) -> None:
         raise NotImplementedError
 
     async def _greet(self, link: Connection) -> None:
@@ -142,12 +143,11 @@ class TcpFront(Front):
 
     def who(self, link: Connection) -> str:
         """The address of the other end."""
-        return str((link.socket.getpeername() or ("unknown",))[0]) if link.socket.fileno() >= 0 else "unknown"
+        return link.address
 
-    async def _serve(self, link: Connection) -> None:
-        address = self.who(link)
-        if not network.came_through(link.socket, self._config().vpn_interface) or network.is_own_address(address):
-            log(Event.CONNECTION_REFUSED, f"Connection from {address} refused: not through the VPN", address=address)
+    async def _serve(self, link: Connection, who: str) -> None:
+        if not network.came_through(link.socket, self._config().vpn_interface) or network.is_own_address(who):
+            log(Event.CONNECTION_REFUSED, f"Connection from {who} refused: not through the VPN", address=who)
             link.abort()
             return
         network.tune(link.socket)
@@ -161,13 +161,13 @@ class TcpFront(Front):
                     return
                 if frame.type == "registerPeer":
                     try:
-                        registered = await self._register(link, address, frame)
+                        registered = await self._register(link, who, frame)
                     except PeerdError as error:
                         await link.send("error", error.to_wire())
                 elif frame.type == "heartbeat" and registered and self._node.hub:
                     self._node.hub.heard(link, registered)
                 else:
-                    await self._answer(link, lambda frame: self._handle(link, address, frame), frame)
+                    await self._answer(link, lambda frame: self._handle(link, who, frame), frame)
         finally:
             if registered and self._node.hub:
                 self._node.hub.left(link, registered)
@@ -180,6 +180,7 @@ class TcpFront(Front):
     async def _handle(self, link: Connection, address: str, frame: Frame) -> None:
         if frame.type == "ping":
             await link.send("pong")
+        if frame.type in ("ping", "cancel"):  # A cancel may come as its command ends.
             return
         peer = await self._node.identify(address)
         match frame.type:
@@ -229,26 +230,28 @@ class UnixFront(Front):
         except KeyError:
             return f"uid {uid}"
 
-    async def _serve(self, link: Connection) -> None:
+    async def _serve(self, link: Connection, who: str) -> None:
         await self._greet(link)
         while True:
             frame = await link.receive()
             if frame is None:
                 return
-            await self._answer(link, lambda frame: self._handle(link, frame), frame)
+            await self._answer(link, lambda frame: self._handle(link, who, frame), frame)
 
-    async def _handle(self, link: Connection, frame: Frame) -> None:
+    async def _handle(self, link: Connection, who: str, frame: Frame) -> None:
         match frame.type:
             case "ping":
                 await link.send("pong")
+            case "cancel":  # The command ended as it came.
+                return
             case "invoke":
-                await self._invoke(link, frame.fields)
+                await self._invoke(link, who, frame.fields)
             case "call":
-                await self._call(link, frame.fields)
+                await self._call(link, who, frame.fields)
             case _:
                 raise PeerdError(Code.UNKNOWN_MESSAGE, name=frame.type)
 
-    async def _invoke(self, link: Connection, fields: Mapping[str, object]) -> None:
+    async def _invoke(self, link: Connection, who: str, fields: Mapping[str, object]) -> None:
         """A command line of ``d``: answered with what to print and the exit status."""
         argv = take(fields, "argv", _arguments)
         terminal = take(fields, "terminal", validate.boolean, False)
@@ -261,7 +264,7 @@ class UnixFront(Front):
             return
 
         async def work(cancel: asyncio.Event) -> None:
-            answer = await self._run(link, parsed.command, parsed.params, cancel)
+            answer = await self._run(link, who, parsed.command, parsed.params, cancel)
             if answer.data is not None:
                 as_json = parsed.json or not terminal
                 await _print(link, "stdout", render(BY_NAME[parsed.command], answer.data, as_json))
@@ -271,13 +274,13 @@ class UnixFront(Front):
 
         await _cancellable(link, work)
 
-    async def _call(self, link: Connection, fields: Mapping[str, object]) -> None:
+    async def _call(self, link: Connection, who: str, fields: Mapping[str, object]) -> None:
         """A command by name and parameters: answered with its data."""
         name = take(fields, "command", _command)
         params = _parameters(name, fields.get("params"))
 
         async def work(cancel: asyncio.Event) -> None:
-            answer = await self._run(link, name, params, cancel)
+            answer = await self._run(link, who, name, params, cancel)
             reply = {"data": answer.data, "text": answer.text, "status": answer.status}
             if answer.error:
                 reply["error"] = answer.error.to_wire()
@@ -285,11 +288,13 @@ class UnixFront(Front):
 
         await _cancellable(link, work)
 
-    async def _run(self, link: Connection, name: str, params: Mapping[str, Any], cancel: asyncio.Event) -> Answer:
+    async def _run(
+        self, link: Connection, who: str, name: str, params: Mapping[str, Any], cancel: asyncio.Event
+    ) -> Answer:
         def say(line: str) -> None:
             link.post("output", {"stream": "stderr"}, f"{line}\n".encode())
 
-        session = Session(Caller(self._node.peer_id, self.who(link)), FrameSink(link), cancel, say)
+        session = Session(Caller(self._node.peer_id, who), FrameSink(link), cancel, say)
         try:
             return await self._service.call(name, params, session)
         except PeerdError as error:
@@ -317,7 +322,9 @@ def _command(value: object) -> str:
 
 def _parameters(name: str, given: object) -> dict[str, Any]:
     options = {option.name: option for option in BY_NAME[name].options}
-    pairs = given if isinstance(given, dict) else {}
+    pairs = {} if given is None else given
+    if not isinstance(pairs, dict):
+        raise PeerdError(Code.BAD_MESSAGE, reason="params must be an object")
     unknown = [key for key in pairs if key not in options]
     missing = [key for key, option in options.items() if option.required and key not in pairs]
     if unknown or missing:

@@ -28,6 +28,32 @@ _REFUSED_DELAY = 60.0
 _MISSED_HEARTBEATS = 2.5
 
 
+class _Idle:
+    """A connection that waits for its next use. Whatever happens to it meanwhile makes it useless."""
+
+    def __init__(self, link: Connection) -> None:
+        self.link = link
+        self.since = time.monotonic()
+        self._watch = asyncio.create_task(self._end())
+
+    async def _end(self) -> None:
+        # The end of the stream, garbage and a frame that nobody asked for are all the same here.
+        with contextlib.suppress(PeerdError):
+            await self.link.receive()
+        self.link.abort()
+
+    async def wake(self) -> Connection | None:
+        """The connection for its next use, or None when it cannot be used any more."""
+        self._watch.cancel()
+        await asyncio.wait((self._watch,))
+        return self.link if self.link.usable else None
+
+    def drop(self) -> None:
+        """Close it."""
+        self._watch.cancel()
+        self.link.abort()
+
+
 class Pool:
     """Connections to peers, reused. A connection serves one request at a time, so that TCP's own flow control paces it.
 
@@ -38,7 +64,7 @@ class Pool:
     def __init__(self, port: Callable[[], int], timeout: Callable[[], float]) -> None:
         self._port = port
         self._timeout = timeout
-        self._idle: defaultdict[str, list[tuple[Connection, float]]] = defaultdict(list)
+        self._idle: defaultdict[str, list[_Idle]] = defaultdict(list)
 
     @contextlib.asynccontextmanager
     async def borrow(self, address: str) -> AsyncIterator[Connection]:
@@ -47,9 +73,9 @@ class Pool:
         :raises OSError: when the peer is not reachable
         :raises PeerdError: when it refuses to talk
         """
-        link = await self._take(address) or await connection.connect(
-            address, self._port(), self._timeout(), __version__
-        )
+        link = await self._take(address)
+        if link is None:
+            link = await connection.connect(address, self._port(), self._timeout(), __version__)
         try:
             yield link
         except BaseException:
@@ -57,18 +83,18 @@ class Pool:
             raise
         idle = self._idle[address]
         if link.usable and len(idle) < _IDLE_MOST:
-            idle.append((link, time.monotonic()))
+            idle.append(_Idle(link))
         else:
             link.close()
         self._sweep()
 
     async def _take(self, address: str) -> Connection | None:
         while self._idle[address]:
-            link, since = self._idle[address].pop()
-            if not link.usable:
-                link.abort()
+            idle = self._idle[address].pop()
+            link = await idle.wake()
+            if link is None:
                 continue
-            if time.monotonic() - since < _FRESH:
+            if time.monotonic() - idle.since < _FRESH:
                 return link
             # The other machine may have gone since, without a word; a request must not be the first to find out.
             try:
@@ -78,6 +104,9 @@ class Pool:
             except (OSError, PeerdError):
                 link.abort()
                 continue
+            except BaseException:
+                link.abort()
+                raise
             return link
         return None
 
@@ -94,18 +123,18 @@ class Pool:
     def _sweep(self) -> None:
         cut = time.monotonic() - _IDLE_LIMIT
         for address, idle in list(self._idle.items()):
-            for link, since in idle:
-                if since < cut or not link.usable:
-                    link.abort()
-            self._idle[address] = [(link, since) for link, since in idle if since >= cut and link.usable]
+            for one in idle:
+                if one.since < cut:
+                    one.drop()
+            self._idle[address] = [one for one in idle if one.since >= cut and one.link.usable]
             if not self._idle[address]:
                 del self._idle[address]
 
     def drop(self) -> None:
         """Close every idle connection."""
         for idle in self._idle.values():
-            for link, _ in idle:
-                link.abort()
+            for one in idle:
+                one.drop()
         self._idle.clear()
 
 

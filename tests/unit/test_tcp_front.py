@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -39,16 +39,14 @@ async def until_cancelled(request: ExecRequest, caller: Caller, sink: Sink, canc
 
 
 @pytest.fixture(autouse=True)
-def vpn(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
-    """Loopback takes the VPN's place: all of its addresses but those in this set are other machines'."""
-    own = {"127.0.0.1"}
+def _vpn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loopback takes the VPN's place: all of its addresses but the first are other machines'."""
 
     async def public_key(interface: str, address: str) -> str:
         return f"key of {address}"
 
-    monkeypatch.setattr(network, "is_own_address", lambda address: address in own)
+    monkeypatch.setattr(network, "is_own_address", lambda address: address == "127.0.0.1")
     monkeypatch.setattr(network, "public_key", public_key)
-    return iter([own])
 
 
 @dataclass

@@ -1,0 +1,483 @@
+"""Commands from their request to their result, with the real spawner and a fake systemd."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from peerd import scopes
+from peerd.errors import Code, Outcome
+from peerd.executor import Caller, Executor, Sink
+from peerd.journal import Event
+from peerd.messages import MAX_OUTPUT, Action, ExecRequest, ExecResult
+from peerd.scopes import ScopeManager, scope_name
+from peerd.service import new_exec_id
+from unit.support import EXEC_ID, FakeScopes, Heard, Journal, settings
+
+CALLER = Caller("laptop", "ann")
+SCOPE = scope_name(EXEC_ID)
+
+
+@asynccontextmanager
+async def executing(scope_manager: ScopeManager | None = None, **changes: Any) -> AsyncIterator[Executor]:
+    config = settings(**changes)
+    executor = Executor(scope_manager or FakeScopes(), lambda: config, lambda: "vps", lambda: None)
+    try:
+        yield executor
+        assert executor.running == 0
+    finally:
+        executor.close()
+
+
+def request(command: str, directory: str = "/", **changes: Any) -> ExecRequest:
+    return ExecRequest(changes.pop("exec_id", EXEC_ID), directory, command, **changes)
+
+
+async def run(
+    executor: Executor, asked: ExecRequest, sink: Sink | None = None, cancel: asyncio.Event | None = None
+) -> ExecResult:
+    return await executor.run(asked, CALLER, sink or Heard(), cancel or asyncio.Event())
+
+
+def result_of(command: str, directory: str = "/", **changes: Any) -> tuple[ExecResult, Heard]:
+    """Run one command to its end."""
+
+    async def main() -> tuple[ExecResult, Heard]:
+        heard = Heard()
+        async with executing(**changes) as executor:
+            return await run(executor, request(command, directory), heard), heard
+
+    return asyncio.run(main())
+
+
+def code(result: ExecResult) -> Code:
+    assert result.error is not None
+    return result.error.code
+
+
+@pytest.mark.parametrize("status", [0, 1, 124, 127, 255])
+def test_the_exit_status_is_the_commands_own(status: int) -> None:
+    result, _ = result_of(f"exit {status}")
+    assert (result.outcome, result.exit_status, result.signal, result.error) == (Outcome.EXITED, status, None, None)
+    assert result.duration_usec > 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGSEGV], ids=lambda number: number.name)
+def test_a_signal_is_128_and_its_number(number: signal.Signals) -> None:
+    result, _ = result_of(f"kill -{number} $$")
+    assert (result.outcome, result.exit_status, result.signal) == (Outcome.SIGNALED, 128 + number, number)
+
+
+def test_output_comes_byte_for_byte_on_its_own_stream(tmp_path: Path) -> None:
+    every = bytes(range(256)) * 3
+    (tmp_path / "out").write_bytes(every)
+    (tmp_path / "err").write_bytes(every[::-1])
+    result, heard = result_of("cat out; cat err >&2", str(tmp_path))
+    assert result.exit_status == 0
+    assert heard.streams == {"stdout": every, "stderr": every[::-1]}
+
+
+def test_a_command_without_output_has_none() -> None:
+    result, heard = result_of("true")
+    assert result.exit_status == 0
+    assert heard.begun.is_set()
+    assert heard.streams == {"stdout": b"", "stderr": b""}
+
+
+def test_the_last_words_before_the_end_are_heard() -> None:
+    result, heard = result_of("head -c 60000 /dev/zero; printf last >&2; kill -9 $$")
+    assert result.signal == 9
+    assert heard.streams == {"stdout": bytes(60000), "stderr": b"last"}
+
+
+def test_the_output_of_what_runs_on_in_the_background_is_heard_until_it_is_stopped() -> None:
+    result, heard = result_of(
+        "(trap 'echo stopped; exit' TERM; echo ready; while :; do sleep 0.01; done) & sleep 0.1; trap '' TERM; exit 3"
+    )
+    assert result.exit_status == 3
+    assert heard.streams["stdout"] == b"ready\nstopped\n"
+
+
+class Slow(Heard):
+    """A sink that lets other things happen between any two pieces, and notes how large they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    async def output(self, stream: str, data: bytes) -> None:
+        for _ in range(20):
+            await asyncio.sleep(0)
+        self.sizes.append(len(data))
+        await super().output(stream, data)
+
+
+def test_large_output_arrives_whole_at_the_pace_of_a_slow_sink() -> None:
+    async def main() -> None:
+        slow = Slow()
+        async with executing() as executor:
+            result = await run(executor, request("seq 400000; seq 100000 >&2"), slow)
+        assert result.exit_status == 0
+        assert slow.streams["stdout"] == "".join(f"{n}\n" for n in range(1, 400001)).encode()
+        assert slow.streams["stderr"] == "".join(f"{n}\n" for n in range(1, 100001)).encode()
+        assert max(slow.sizes) <= MAX_OUTPUT
+
+    asyncio.run(main())
+
+
+class Stuck(Heard):
+    """A sink that takes one piece and then no more until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = asyncio.Event()
+
+    async def output(self, stream: str, data: bytes) -> None:
+        await super().output(stream, data)
+        await self.go_on.wait()
+
+
+def test_a_sink_that_takes_no_more_stops_the_command_at_a_full_pipe(tmp_path: Path) -> None:
+    async def main() -> None:
+        stuck = Stuck()
+        async with executing() as executor:
+            running = asyncio.create_task(
+                run(executor, request("head -c 5000000 /dev/zero; touch done", str(tmp_path)), stuck)
+            )
+            await stuck.spoke.wait()
+            # Another command comes and goes; this one is still where it was.
+            assert (await run(executor, request("true", exec_id=new_exec_id()))).exit_status == 0
+            assert not (tmp_path / "done").exists()
+            assert len(stuck.streams["stdout"]) <= MAX_OUTPUT
+            stuck.go_on.set()
+            assert (await running).exit_status == 0
+            assert len(stuck.streams["stdout"]) == 5_000_000
+
+    asyncio.run(main())
+
+
+def test_cancel_stops_the_command_and_says_when_it_is_gone() -> None:
+    async def main() -> None:
+        fake, heard, cancel = FakeScopes(), Heard(), asyncio.Event()
+        async with executing(fake) as executor:
+            running = asyncio.create_task(run(executor, request("echo up; exec sleep 1000"), heard, cancel))
+            await heard.spoke.wait()
+            assert executor.running == 1
+            cancel.set()
+            result = await running
+        assert (result.outcome, result.exit_status, code(result)) == (Outcome.CANCELLED, 130, Code.CANCELLED)
+        assert fake.calls == [("start", SCOPE), ("stop", SCOPE), ("end", SCOPE)]
+        with pytest.raises(ProcessLookupError):
+            os.killpg(fake.gates[SCOPE], 0)
+
+    asyncio.run(main())
+
+
+def test_cancel_does_not_wait_for_a_sink_that_takes_no_more() -> None:
+    async def main() -> None:
+        stuck, cancel = Stuck(), asyncio.Event()
+        async with executing() as executor:
+            running = asyncio.create_task(run(executor, request("exec yes"), stuck, cancel))
+            await stuck.spoke.wait()
+            cancel.set()
+            assert (await running).outcome is Outcome.CANCELLED
+
+    asyncio.run(main())
+
+
+def test_a_command_that_is_cancelled_before_its_start_does_not_run(tmp_path: Path) -> None:
+    async def main() -> None:
+        heard, cancel = Heard(), asyncio.Event()
+        cancel.set()
+        async with executing() as executor:
+            result = await run(executor, request("touch ran", str(tmp_path)), heard, cancel)
+        assert (result.outcome, result.exit_status) == (Outcome.CANCELLED, 130)
+        assert not (tmp_path / "ran").exists()
+        assert not heard.begun.is_set()
+
+    asyncio.run(main())
+
+
+class Gone(Heard):
+    """A sink whose reader has gone."""
+
+    async def output(self, stream: str, data: bytes) -> None:
+        raise ConnectionResetError("gone")
+
+
+def test_a_command_whose_output_nobody_takes_is_stopped() -> None:
+    async def main() -> None:
+        async with executing() as executor:
+            assert (await run(executor, request("exec yes"), Gone())).outcome is Outcome.CANCELLED
+
+    asyncio.run(main())
+
+
+def test_an_id_runs_once(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with executing() as executor:
+            assert (await run(executor, request("echo x >>ran", str(tmp_path)))).exit_status == 0
+            again = await run(executor, request("echo x >>ran", str(tmp_path)))
+        assert (again.outcome, again.exit_status, code(again)) == (Outcome.FAILED, 255, Code.DUPLICATE)
+        assert (tmp_path / "ran").read_text() == "x\n"
+
+    asyncio.run(main())
+
+
+def test_an_id_runs_once_even_at_the_same_time(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with executing() as executor:
+            results = await asyncio.gather(*(run(executor, request("echo x >>ran", str(tmp_path))) for _ in range(5)))
+        assert sorted(result.outcome for result in results) == [Outcome.EXITED, *[Outcome.FAILED] * 4]
+        assert (tmp_path / "ran").read_text() == "x\n"
+
+    asyncio.run(main())
+
+
+def test_no_more_commands_run_at_once_than_are_allowed() -> None:
+    async def main() -> None:
+        heard, cancel = Heard(), asyncio.Event()
+        async with executing(max_commands=1) as executor:
+            first = asyncio.create_task(run(executor, request("exec sleep 1000"), heard, cancel))
+            await heard.begun.wait()
+            refused = await run(executor, request("true", exec_id="1" * 16))
+            assert (refused.outcome, refused.exit_status, code(refused)) == (Outcome.DENIED, 255, Code.BUSY)
+            cancel.set()
+            await first
+            # What was refused has not run, so its id is free.
+            assert (await run(executor, request("true", exec_id="1" * 16))).exit_status == 0
+
+    asyncio.run(main())
+
+
+def test_a_timeout_over_the_maximum_is_denied() -> None:
+    async def main() -> None:
+        async with executing(max_timeout=60.0) as executor:
+            denied = await run(executor, request("true", timeout=60.5))
+            assert (denied.outcome, code(denied)) == (Outcome.DENIED, Code.DENIED)
+            assert "60.5" in str(denied.error)
+            assert (await run(executor, request("true", timeout=60.0))).exit_status == 0
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("asked", "timeout"),
+    [
+        (request("true"), 30.0),
+        (request("true", timeout=0.5), 0.5),
+        (ExecRequest(EXEC_ID, action=Action.PULL), 1800.0),
+        (ExecRequest(EXEC_ID, action=Action.BUILD, timeout=7.0), 7.0),
+    ],
+    ids=["default", "given", "action", "action given"],
+)
+def test_systemd_is_told_the_timeout_and_the_grace(asked: ExecRequest, timeout: float) -> None:
+    async def main() -> None:
+        fake = FakeScopes()
+        async with executing(fake, repository="/", build_directory="/", pull_command="true", build_command="true") as e:
+            assert (await run(e, asked)).exit_status == 0
+        assert fake.timeouts == [(timeout, 5.0)]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("action", "expected"), [(Action.PULL, b"pulled\n"), (Action.BUILD, b"built\n")])
+def test_an_action_runs_what_this_machine_has_set_for_it(tmp_path: Path, action: Action, expected: bytes) -> None:
+    (tmp_path / "daemon").mkdir()
+
+    async def main() -> None:
+        heard = Heard()
+        changes = {
+            "repository": str(tmp_path),
+            "pull_command": f"[ $(pwd) = {tmp_path} ] && echo pulled",
+            "build_command": f"[ $(pwd) = {tmp_path}/daemon ] && echo built",
+        }
+        async with executing(**changes) as executor:
+            assert (await run(executor, ExecRequest(EXEC_ID, action=action), heard)).exit_status == 0
+        assert heard.streams["stdout"] == expected
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("missing", Code.NO_SUCH_DIRECTORY), ("file", Code.NOT_A_DIRECTORY), ("loop", Code.NO_ACCESS)],
+)
+def test_a_directory_that_cannot_be_entered_is_an_error_of_its_own(tmp_path: Path, name: str, expected: Code) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    result, heard = result_of("echo ran", str(tmp_path / name))
+    assert (result.outcome, result.exit_status, code(result)) == (Outcome.FAILED, 255, expected)
+    assert str(tmp_path / name) in str(result.error)
+    assert "vps" in str(result.error)
+    assert heard.streams["stdout"] == b""
+
+
+def test_without_a_scope_nothing_is_run(tmp_path: Path) -> None:
+    async def main() -> None:
+        fake = FakeScopes(refuse="Unit already exists")
+        async with executing(fake) as executor:
+            result = await run(executor, request("touch ran", str(tmp_path)))
+            assert (result.outcome, result.exit_status, code(result)) == (Outcome.FAILED, 255, Code.START_FAILED)
+            assert "Unit already exists" in str(result.error)
+            # Once the spawner has served another command to its end, the gate before it is gone for good.
+            fake.refuse = ""
+            assert (await run(executor, request("true", exec_id="1" * 16))).exit_status == 0
+        assert not (tmp_path / "ran").exists()
+        assert fake.calls[0] == ("start", SCOPE)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("systemd", "outcome", "status", "expected"),
+    [("oom-kill", Outcome.OOM, 255, Code.OUT_OF_MEMORY)],
+)
+def test_how_systemd_ended_the_scope_is_how_the_command_ended(
+    systemd: str, outcome: Outcome, status: int, expected: Code
+) -> None:
+    async def main() -> None:
+        async with executing(FakeScopes(result=systemd)) as executor:
+            result = await run(executor, request("kill -9 $$"))
+        assert (result.outcome, result.exit_status, code(result)) == (outcome, status, expected)
+
+    asyncio.run(main())
+
+
+class Timed(FakeScopes):
+    """Stops the scope itself when its time is over, as systemd does."""
+
+    def __init__(self) -> None:
+        super().__init__(result="timeout")
+
+    async def start(self, name: str, pid: int, description: str, timeout: float, grace: float) -> None:
+        await super().start(name, pid, description, timeout, grace)
+        asyncio.get_running_loop().call_later(timeout, self.kill, name)
+
+
+def test_a_command_that_ran_out_of_time_says_after_how_long() -> None:
+    async def main() -> None:
+        async with executing(Timed()) as executor:
+            result = await run(executor, request("exec sleep 1000", timeout=0.1))
+        assert (result.outcome, result.exit_status) == (Outcome.TIMEOUT, 124)
+        assert str(result.error) == "Timeout waiting for response from vps (0.1 s)"
+
+    asyncio.run(main())
+
+
+def test_a_command_that_ignores_the_stop_at_its_timeout_still_ran_out_of_time() -> None:
+    async def main() -> None:
+        async with executing(Timed()) as executor:
+            result = await run(executor, request("trap 'exit 0' TERM; while :; do sleep 0.01; done", timeout=0.1))
+        assert (result.outcome, result.exit_status) == (Outcome.TIMEOUT, 124)
+
+    asyncio.run(main())
+
+
+def test_a_systemd_that_does_not_answer_the_stop_leaves_nothing_running(
+    records: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records.expect(Event.INTERNAL_ERROR)
+    fake = FakeScopes()
+    fake.refuse_stop = "no answer from systemd"
+    killed: list[str] = []
+    monkeypatch.setattr(scopes, "kill", killed.append)
+
+    async def main() -> None:
+        async with executing(fake) as executor:
+            assert (await run(executor, request("exit 4"))).exit_status == 4
+        assert killed == [SCOPE]
+        (record,) = records.of(Event.INTERNAL_ERROR)
+        assert "no answer from systemd" in record.message
+
+    asyncio.run(main())
+
+
+class Blind(FakeScopes):
+    """A systemd from whose scope a process has escaped: its stop reaches nobody."""
+
+    def kill(self, name: str) -> None:
+        pass
+
+
+@pytest.mark.parametrize("escaped", ["sleep 1000", "yes"])
+def test_a_process_that_escaped_with_the_pipe_in_its_hands_keeps_no_caller_waiting(escaped: str) -> None:
+    async def main() -> None:
+        fake, heard = Blind(), Heard()
+        async with executing(fake) as executor:
+            try:
+                async with asyncio.timeout(5):
+                    result = await run(executor, request(f"{escaped} & echo started; exit 3"), heard)
+            finally:
+                os.killpg(fake.gates[SCOPE], signal.SIGKILL)
+        assert result.exit_status == 3
+        assert b"started\n" in heard.streams["stdout"]
+
+    asyncio.run(main())
+
+
+def test_a_command_that_kills_its_gate_has_ended_by_sigkill() -> None:
+    result, _ = result_of("kill -9 $PPID; exec sleep 1000")
+    assert (result.outcome, result.exit_status, result.signal) == (Outcome.SIGNALED, 137, 9)
+
+
+def test_a_command_knows_its_id_and_its_caller() -> None:
+    _, heard = result_of('echo "$PEERD_EXEC_ID $PEERD_CALLER"')
+    assert heard.streams["stdout"] == f"{EXEC_ID} ann@laptop\n".encode()
+
+
+def test_a_command_that_is_no_unicode_is_run_as_it_is(records: Journal) -> None:
+    _, heard = result_of("printf '\udcff\udcfe'")
+    assert heard.streams["stdout"] == b"\xff\xfe"
+    assert records.of(Event.COMMAND_ENDED)[0].fields["PEERD_COMMAND"] == b"printf '\xff\xfe'"
+
+
+def test_the_journal_has_the_start_and_the_end_with_their_fields(records: Journal) -> None:
+    result, _ = result_of("exit 3\n", "/tmp")
+    started, ended = records.of(Event.COMMAND_STARTED) + records.of(Event.COMMAND_ENDED)
+    for record in (started, ended):
+        assert [record.text(name) for name in ("exec_id", "peer", "caller", "directory", "command")] == [
+            *(EXEC_ID, "laptop", "ann@laptop", "/tmp", "exit 3\n")
+        ]
+        assert record.fields["OBJECT_SYSTEMD_UNIT"] == SCOPE
+    assert [ended.text(name) for name in ("outcome", "exit_status", "duration_usec")] == [
+        *("exited", "3", str(result.duration_usec))
+    ]
+
+
+def test_the_journal_has_what_was_refused(records: Journal) -> None:
+    async def main() -> None:
+        async with executing(max_timeout=60.0) as executor:
+            await run(executor, request("true", timeout=61.0))
+
+    asyncio.run(main())
+    assert not records.of(Event.COMMAND_STARTED)
+    (ended,) = records.of(Event.COMMAND_ENDED)
+    assert ended.text("outcome") == "denied"
+    assert "max-timeout" in ended.message
+
+
+def test_a_caller_is_named_with_its_user() -> None:
+    assert str(Caller("laptop")) == "laptop"
+    assert str(Caller("laptop", "ann")) == "ann@laptop"
+
+
+def test_a_run_that_is_given_up_leaves_nothing_of_ours_behind() -> None:
+    async def main() -> None:
+        fake, heard = FakeScopes(), Heard()
+        async with executing(fake) as executor:
+            running = asyncio.create_task(run(executor, request("exec sleep 1000"), heard))
+            await heard.begun.wait()
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            assert executor.running == 0
+            fake.kill(SCOPE)
+
+    asyncio.run(main())

@@ -1,0 +1,391 @@
+"""The real spawner process: what a command starts with, and what is reported of its end."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import os
+import signal
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from peerd.spawning import Spawner
+
+ENVIRONMENT = {"PATH": "/usr/bin:/bin", "NAME": "value é \udcff"}
+TERMINATING = [signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGKILL, signal.SIGTERM]
+
+
+@pytest.fixture
+def spawner() -> Iterator[Spawner]:
+    spawner = Spawner()
+    yield spawner
+    spawner.close()
+
+
+class Gate:
+    """One gate and our ends of its descriptors."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self.control, self.theirs = socket.socketpair()
+        self.control.setblocking(False)
+        stack.enter_context(self.control)
+        null = os.open(os.devnull, os.O_RDONLY)
+        self.read, writes = {}, []
+        for stream in ("stdout", "stderr"):
+            self.read[stream], write = os.pipe()
+            stack.callback(os.close, self.read[stream])
+            writes.append(write)
+        self.given = [null, *writes, self.theirs.fileno()]
+        self.pid = 0
+
+    def let_go(self) -> None:
+        """Close what the gate holds its own copies of."""
+        for fd in self.given[:3]:
+            os.close(fd)
+        self.theirs.close()
+
+    async def report(self) -> dict[str, object] | None:
+        """What the gate says at its end, None for nothing."""
+        data = b""
+        while chunk := await asyncio.get_running_loop().sock_recv(self.control, 4096):
+            data += chunk
+        return json.loads(data) if data else None
+
+    async def output(self, stream: str = "stdout") -> bytes:
+        """All that comes out until the pipe closes."""
+        loop = asyncio.get_running_loop()
+        with open(self.read[stream], "rb", closefd=False) as pipe:  # noqa: ASYNC230
+            return await loop.run_in_executor(None, pipe.read)
+
+
+async def gate(
+    spawner: Spawner,
+    stack: ExitStack,
+    argv: Sequence[str],
+    directory: str = "/",
+    environment: Mapping[str, str] = ENVIRONMENT,
+) -> Gate:
+    """A gate that waits to be released."""
+    made = Gate(stack)
+    try:
+        made.pid = await spawner.spawn(argv, directory, environment, made.given)
+    finally:
+        made.let_go()
+    return made
+
+
+async def finished(
+    spawner: Spawner, argv: Sequence[str], directory: str = "/"
+) -> tuple[dict[str, object], bytes, bytes]:
+    """Run a command: the report, its stdout and its stderr."""
+    with ExitStack() as stack:
+        made = await gate(spawner, stack, argv, directory)
+        made.control.send(b"\n")
+        out, err = await made.output(), await made.output("stderr")
+        report = await made.report()
+        assert report is not None
+        return report, out, err
+
+
+def shell(spawner: Spawner, command: str, directory: str = "/") -> tuple[dict[str, object], bytes, bytes]:
+    return asyncio.run(finished(spawner, ["/bin/sh", "-c", command], directory))
+
+
+def said(spawner: Spawner, command: str, directory: str = "/") -> str:
+    report, out, err = shell(spawner, command, directory)
+    assert (report, err) == ({"status": 0}, b"")
+    return out.decode()
+
+
+@pytest.mark.parametrize("status", [0, 1, 2, 124, 126, 127, 128, 254, 255])
+def test_an_exit_status_is_reported_as_waitpid_has_it(spawner: Spawner, status: int) -> None:
+    report, _, _ = shell(spawner, f"exit {status}")
+    assert os.waitstatus_to_exitcode(int(str(report["status"]))) == status
+
+
+def test_every_exit_status_is_reported(spawner: Spawner) -> None:
+    async def main() -> list[int]:
+        statuses = []
+        for status in range(256):
+            with ExitStack() as stack:
+                made = await gate(spawner, stack, ["/bin/sh", "-c", f"exit {status}"])
+                made.control.send(b"\n")
+                report = await made.report()
+                assert report is not None
+                statuses.append(os.waitstatus_to_exitcode(int(str(report["status"]))))
+        return statuses
+
+    assert asyncio.run(main()) == list(range(256))
+
+
+@pytest.mark.parametrize("number", TERMINATING, ids=lambda number: number.name)
+def test_a_signal_that_ends_a_command_is_reported(spawner: Spawner, number: signal.Signals) -> None:
+    report, _, _ = shell(spawner, f"kill -{number} $$")
+    status = int(str(report["status"]))
+    assert os.WIFSIGNALED(status)
+    assert os.WTERMSIG(status) == number
+
+
+def test_output_goes_where_it_belongs_byte_for_byte(spawner: Spawner) -> None:
+    report, out, err = shell(spawner, "printf 'a\\0b\\377\\n'; printf 'c\\r\\n' >&2")
+    assert report == {"status": 0}
+    assert (out, err) == (b"a\0b\xff\n", b"c\r\n")
+
+
+def test_standard_input_is_at_its_end(spawner: Spawner) -> None:
+    assert said(spawner, "cat; readlink /proc/self/fd/0") == "/dev/null\n"
+
+
+def test_the_arguments_are_those_that_were_given(spawner: Spawner) -> None:
+    argv = ["/usr/bin/printf", "<%s>", "", " ", "'\"$X`\\", "é\udcff", "-"]
+    report, out, _ = asyncio.run(finished(spawner, argv))
+    assert report == {"status": 0}
+    assert out == b"<>< ><'\"$X`\\><\xc3\xa9\xff><->"
+
+
+def test_a_command_of_the_largest_size_runs(spawner: Spawner) -> None:
+    command = "exit 3 #" + "x" * (128 * 1024 - 1 - 8)
+    assert shell(spawner, command)[0] == {"status": 3 << 8}
+
+
+def test_the_environment_is_exactly_the_one_that_was_given(spawner: Spawner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "of the daemon")
+    report, out, _ = asyncio.run(finished(spawner, ["/usr/bin/env", "-0"]))
+    assert report == {"status": 0}
+    assert sorted(out.split(b"\0")) == sorted([b"", *(os.fsencode(f"{k}={v}") for k, v in ENVIRONMENT.items())])
+
+
+def test_a_command_holds_no_descriptor_but_its_three(spawner: Spawner) -> None:
+    with ExitStack() as stack:
+        # What the daemon holds, inheritable at that, is not the command's.
+        for _ in range(20):
+            read, write = os.pipe()
+            os.set_inheritable(write, True)
+            stack.callback(os.close, read)
+            stack.callback(os.close, write)
+        assert said(spawner, "exec ls /proc/self/fd").split() == ["0", "1", "2", "3"]
+        assert said(spawner, "readlink /proc/$$/fd/3; echo none") == "none\n"
+
+
+def test_the_umask_is_that_of_a_login(spawner: Spawner) -> None:
+    before = os.umask(0o077)
+    try:
+        assert said(spawner, "umask") == "0022\n"
+    finally:
+        os.umask(before)
+
+
+def test_signals_are_as_after_a_login(spawner: Spawner) -> None:
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    try:
+        status = said(spawner, "grep -E 'Sig(Blk|Ign)' /proc/self/status")
+    finally:
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+    assert status.split() == ["SigBlk:", "0" * 16, "SigIgn:", "0" * 16]
+
+
+def test_a_command_has_a_session_of_its_own_and_no_terminal(spawner: Spawner) -> None:
+    async def main() -> None:
+        with ExitStack() as stack:
+            made = await gate(spawner, stack, ["/bin/sh", "-c", "cut -d' ' -f5-7 /proc/self/stat"])
+            made.control.send(b"\n")
+            group, session, terminal = (await made.output()).split()
+            assert int(group) == int(session) == made.pid != os.getsid(0)
+            assert int(terminal) == 0
+            await made.report()
+
+    asyncio.run(main())
+
+
+def test_a_command_starts_in_its_directory(spawner: Spawner, tmp_path: Path) -> None:
+    directory = tmp_path / "a b é"
+    directory.mkdir()
+    assert said(spawner, "pwd -P", str(directory)) == f"{directory}\n"
+
+
+def test_a_directory_whose_name_is_no_unicode_can_be_entered(spawner: Spawner, tmp_path: Path) -> None:
+    directory = f"{tmp_path}/\udcff"
+    os.mkdir(directory)
+    report, out, _ = shell(spawner, "pwd -P", directory)
+    assert (report, out) == ({"status": 0}, os.fsencode(f"{directory}\n"))
+
+
+def test_a_directory_that_cannot_be_entered_is_reported_with_its_errno(spawner: Spawner, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    for name, number in [
+        ("missing", errno.ENOENT),
+        ("file", errno.ENOTDIR),
+        ("file/below", errno.ENOTDIR),
+        ("loop", errno.ELOOP),
+        ("x" * 300, errno.ENAMETOOLONG),
+    ]:
+        report, out, _ = shell(spawner, f"touch {tmp_path}/ran; echo ran", str(tmp_path / name))
+        assert report == {"errno": number, "step": "directory"}
+        assert out == b""
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may enter every directory")
+def test_a_directory_that_may_not_be_entered_is_reported(spawner: Spawner, tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0)
+    report, _, _ = shell(spawner, "true", str(tmp_path / "closed"))
+    assert report == {"errno": errno.EACCES, "step": "directory"}
+
+
+@pytest.mark.parametrize(
+    ("program", "status", "words"),
+    [
+        ("/no/such/program", 127, b"No such file or directory"),
+        ("no-such-program", 127, b"No such file or directory"),
+        ("/etc/passwd", 126, b"Permission denied"),
+        ("/etc", 126, b"Permission denied"),
+    ],
+)
+def test_a_program_that_cannot_be_executed_ends_as_in_a_shell(
+    spawner: Spawner, program: str, status: int, words: bytes
+) -> None:
+    report, out, err = asyncio.run(finished(spawner, [program]))
+    assert report == {"status": status << 8}
+    assert (out, err.count(words)) == (b"", 1)
+
+
+def test_nothing_runs_before_the_release(spawner: Spawner, tmp_path: Path) -> None:
+    async def main() -> None:
+        with ExitStack() as stack:
+            made = await gate(spawner, stack, ["/bin/sh", "-c", "touch ran"], str(tmp_path))
+            # The spawner has served another command to its end in the meantime.
+            await finished(spawner, ["/bin/true"])
+            assert not (tmp_path / "ran").exists()
+            made.control.send(b"\n")
+            assert await made.report() == {"status": 0}
+            assert (tmp_path / "ran").exists()
+
+    asyncio.run(main())
+
+
+def test_a_gate_that_is_never_released_starts_nothing_and_goes(spawner: Spawner, tmp_path: Path) -> None:
+    async def main() -> None:
+        with ExitStack() as stack:
+            made = await gate(spawner, stack, ["/bin/sh", "-c", "touch ran"], str(tmp_path))
+            made.control.shutdown(socket.SHUT_WR)
+            assert await made.report() is None
+            assert await made.output() == b""
+            assert not (tmp_path / "ran").exists()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
+def test_a_gate_outlives_the_signals_that_stop_its_command(spawner: Spawner, number: signal.Signals) -> None:
+    async def main() -> None:
+        with ExitStack() as stack:
+            script = "trap 'echo caught; exit 9' TERM INT HUP QUIT; echo ready; while :; do read x </dev/full; done"
+            made = await gate(spawner, stack, ["/bin/bash", "-c", script.replace("read x </dev/full", "wait")])
+            made.control.send(b"\n")
+            assert await asyncio.get_running_loop().run_in_executor(None, os.read, made.read["stdout"], 6) == b"ready\n"
+            os.killpg(made.pid, number)
+            assert await made.report() == {"status": 9 << 8}
+            assert await made.output() == b"caught\n"
+
+    asyncio.run(main())
+
+
+def test_a_gate_that_is_killed_reports_nothing(spawner: Spawner) -> None:
+    async def main() -> None:
+        with ExitStack() as stack:
+            made = await gate(spawner, stack, ["/bin/sleep", "1000"])
+            made.control.send(b"\n")
+            os.killpg(made.pid, signal.SIGKILL)
+            assert await made.report() is None
+
+    asyncio.run(main())
+
+
+def test_the_pipes_close_when_the_command_closes_them(spawner: Spawner) -> None:
+    async def main() -> None:
+        with ExitStack() as stack:
+            made = await gate(spawner, stack, ["/bin/sh", "-c", "echo last; exec >&- 2>&-; exec sleep 1000"])
+            made.control.send(b"\n")
+            assert await made.output() == b"last\n"
+            assert await made.output("stderr") == b""
+            os.killpg(made.pid, signal.SIGTERM)
+            assert await made.report() == {"status": signal.SIGTERM}
+
+    asyncio.run(main())
+
+
+def test_commands_run_side_by_side(spawner: Spawner) -> None:
+    async def main() -> None:
+        with ExitStack() as stack:
+            gates = [await gate(spawner, stack, ["/bin/sh", "-c", f"exit {number}"]) for number in range(20)]
+            for made in reversed(gates):
+                made.control.send(b"\n")
+            reports = await asyncio.gather(*(made.report() for made in gates))
+            assert reports == [{"status": number << 8} for number in range(20)]
+
+    asyncio.run(main())
+
+
+def test_requests_at_once_are_served_one_after_another(spawner: Spawner) -> None:
+    async def main() -> None:
+        with ExitStack() as stack:
+            gates = await asyncio.gather(*(gate(spawner, stack, ["/bin/true"]) for _ in range(10)))
+            assert len({made.pid for made in gates}) == 10
+            for made in gates:
+                made.control.send(b"\n")
+                assert await made.report() == {"status": 0}
+
+    asyncio.run(main())
+
+
+def test_a_spawner_that_died_is_started_anew(spawner: Spawner) -> None:
+    async def main() -> None:
+        await finished(spawner, ["/bin/true"])
+        assert spawner._process is not None
+        first = spawner._process.pid
+        spawner._process.kill()
+        spawner._process.wait()
+        await finished(spawner, ["/bin/true"])
+        assert spawner._process.pid != first
+
+    asyncio.run(main())
+
+
+def test_a_command_outlives_the_spawner_and_still_reports(spawner: Spawner) -> None:
+    async def main() -> None:
+        with ExitStack() as stack:
+            made = await gate(spawner, stack, ["/bin/sh", "-c", "read x </proc/self/fd/9; exit 5"])
+            spawner.close()
+            made.control.send(b"\n")
+            report = await made.report()
+            assert report is not None
+            assert os.waitstatus_to_exitcode(int(str(report["status"]))) > 0
+
+    asyncio.run(main())
+
+
+def test_a_request_that_is_given_up_leaves_the_spawner_in_order(spawner: Spawner) -> None:
+    async def main() -> None:
+        spawner.start()
+        with ExitStack() as stack:
+            asking = asyncio.create_task(gate(spawner, stack, ["/bin/true"]))
+            await asyncio.sleep(0)
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+            report, out, _ = await finished(spawner, ["/bin/echo", "in order"])
+            assert (report, out) == ({"status": 0}, b"in order\n")
+
+    asyncio.run(main())
+
+
+def test_closing_twice_is_no_error(spawner: Spawner) -> None:
+    spawner.start()
+    spawner.start()
+    spawner.close()
+    spawner.close()
