@@ -17,7 +17,10 @@ SOCKET = "/run/peerd/peerd.sock"
 PROTOCOL = 1
 EXIT_CANCELLED = 130
 EXIT_FAILURE = 255
+SIGNAL_BASE = 128
 _CHUNK = 256 * 1024
+_GREETING_LIMIT = 20.0
+"""Seconds for the daemon to start and to answer."""
 _STREAMS = {"stdout": 1, "stderr": 2}
 _CANCELLING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -26,29 +29,47 @@ class _Gone(Exception):
     """The daemon ended the connection before it had said all."""
 
 
+class _Unwritable(Exception):
+    """Standard output or standard error takes no more; the cause says why."""
+
+
 def main() -> int:
     """Run ``d`` with the arguments of this process; returns its exit status."""
     arguments = sys.argv[1:]
+    # A standard stream that is closed would lend its number to the connection.
+    while (spare := os.open(os.devnull, os.O_RDWR)) <= max(_STREAMS.values()):
+        pass
+    os.close(spare)
+    path = os.environ.get("PEERD_SOCKET", SOCKET)
     connection = socket(AF_UNIX, SOCK_STREAM)
     try:
-        connection.connect(os.environ.get("PEERD_SOCKET", SOCKET))
+        connection.connect(path)
     except OSError as error:
-        return _without_daemon(arguments, error)
+        return _without_daemon(arguments, path, error)
     try:
         return _converse(connection, arguments)
-    except _Gone:
+    except TimeoutError:
+        _complain("peerd does not answer", "What is wrong with it: systemctl status peerd, journalctl -u peerd -n 50")
+        return EXIT_FAILURE
+    except _Unwritable as error:
+        # Who reads our output has gone, or its disk is full. The daemon sees us go and stops the command.
+        if isinstance(error.__cause__, BrokenPipeError):
+            return SIGNAL_BASE + signal.SIGPIPE
+        _complain(f"Cannot write output: {error.__cause__}", "The command was stopped.")
+        return EXIT_FAILURE
+    except (_Gone, ConnectionError):
         _complain("peerd ended the connection before the command's result", "What happened: journalctl -u peerd -n 50")
         return EXIT_FAILURE
 
 
 def _converse(connection: socket, arguments: list[str]) -> int:
-    cancelled = 0
+    cancellable = False
 
     def cancel(_number: int, _frame: object) -> None:
-        nonlocal cancelled
-        cancelled += 1
-        if cancelled > 1:
+        nonlocal cancellable
+        if not cancellable:
             os._exit(EXIT_CANCELLED)
+        cancellable = False
         connection.sendall(b'{"type":"cancel"}\n')
 
     terminal = os.isatty(1)
@@ -58,13 +79,16 @@ def _converse(connection: socket, arguments: list[str]) -> int:
     for number in _CANCELLING:
         signal.signal(number, cancel)
     buffer = bytearray()
+    # The socket is systemd's and takes connections for a daemon that cannot start, too.
+    connection.settimeout(_GREETING_LIMIT)
     while True:
         frame = json.loads(_line(connection, buffer))
         kind = frame["type"]
-        if kind == "output":
-            if not _write(_STREAMS[frame["stream"]], _exactly(connection, buffer, frame["size"])):
-                # Whoever read our output has gone: the daemon sees us go and stops the command.
-                return 128 + signal.SIGPIPE
+        if kind == "hello":
+            connection.settimeout(None)
+            cancellable = True
+        elif kind == "output":
+            _write(_STREAMS[frame["stream"]], _exactly(connection, buffer, frame.get("size", 0)))
         elif kind == "exit":
             return int(frame["status"])
         elif kind == "error":
@@ -95,25 +119,24 @@ def _exactly(connection: socket, buffer: bytearray, size: int) -> bytes:
     return data
 
 
-def _write(fd: int, data: bytes) -> bool:
+def _write(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         try:
             view = view[os.write(fd, view) :]
-        except BrokenPipeError:
-            return False
         except BlockingIOError:
             import select
 
             select.select([], [fd], [])
-    return True
+        except OSError as error:
+            raise _Unwritable from error
 
 
 def _complain(*lines: str) -> None:
     os.write(2, ("\n  ".join(lines) + "\n").encode("utf-8", "backslashreplace"))
 
 
-def _without_daemon(arguments: list[str], error: OSError) -> int:
+def _without_daemon(arguments: list[str], path: str, error: OSError) -> int:
     """Help and wrong usage need no daemon; for everything else say why there is none."""
     from peerd import cli
 
@@ -129,7 +152,7 @@ def _without_daemon(arguments: list[str], error: OSError) -> int:
         )
     else:
         _complain(
-            f"Cannot reach peerd on this machine: {error.strerror} ({SOCKET})",
+            f"Cannot reach peerd on this machine: {error.strerror} ({path})",
             "Is it running? systemctl status peerd.socket peerd.service",
             "To start it: systemctl start peerd.socket",
         )

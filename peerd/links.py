@@ -144,7 +144,7 @@ class LeaderLink:
     :ivar book: the peers as the leader last said, kept while the leader is away
     :ivar error: why there is no connection, or None
 
-    :param port: the leader's TCP port
+    :param port: gives the leader's TCP port
     :param me: gives what to register
     :param interval: gives the seconds between heartbeats
     :param timeout: gives the seconds to wait for a connection
@@ -154,7 +154,7 @@ class LeaderLink:
     def __init__(
         self,
         address: str,
-        port: int,
+        port: Callable[[], int],
         me: Callable[[], Registration],
         interval: Callable[[], float],
         timeout: Callable[[], float],
@@ -231,7 +231,7 @@ class LeaderLink:
                 await asyncio.sleep(_FIRST_DELAY)
 
     async def _session(self) -> None:
-        link = await connection.connect(self.address, self._port, self._timeout(), __version__)
+        link = await connection.connect(self.address, self._port(), self._timeout(), __version__)
         heartbeat: asyncio.Task[None] | None = None
         try:
             async with asyncio.timeout(self._timeout()):

@@ -178,7 +178,7 @@ class Node:
         elif self.identity.role == WORKER:
             self.link = LeaderLink(
                 self.identity.leader_address,
-                config().port,
+                lambda: config().port,
                 self._registration,
                 lambda: config().heartbeat_interval,
                 lambda: config().connect_timeout,

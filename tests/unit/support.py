@@ -249,7 +249,7 @@ class FakeExecutor(Executor):
 
 
 class FakeScopes(ScopeManager):
-    """Takes systemd's place: a scope is the process group of its gate, and whatever the gate's session holds.
+    """Takes systemd's place: a scope is the session of its gate.
 
     :ivar calls: what was asked for, in order
     :ivar refuse: why starts are refused, or ""
@@ -264,11 +264,13 @@ class FakeScopes(ScopeManager):
         self.refuse = refuse
         self.result = result
         self.refuse_stop = ""
+        self._grace = 0.0
 
     async def start(self, name: str, pid: int, description: str, timeout: float, grace: float) -> None:
         self.calls.append(("start", name))
         self.timeouts.append((timeout, grace))
         self.gates[name] = pid
+        self._grace = grace
         if self.refuse:
             raise ScopeError(self.refuse)
 
@@ -276,16 +278,70 @@ class FakeScopes(ScopeManager):
         self.calls.append(("stop", name))
         if self.refuse_stop:
             raise ScopeError(self.refuse_stop)
-        self.kill(name)
+        held = []
+        for pid in self.members(name):
+            with contextlib.suppress(ProcessLookupError):
+                held.append(os.pidfd_open(pid))
+        try:
+            self.kill(name, signal.SIGTERM)
+            late = asyncio.get_running_loop().call_later(self._grace, self.kill, name, signal.SIGKILL)
+            for fd in held:
+                await readable(fd)
+            late.cancel()
+        finally:
+            for fd in held:
+                os.close(fd)
 
     async def end(self, name: str) -> str:
         self.calls.append(("end", name))
         return self.result
 
-    def kill(self, name: str) -> None:
-        """End what the gate has started, and let the gate report; it ignores SIGTERM."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.gates[name], signal.SIGTERM)
+    def members(self, name: str) -> list[int]:
+        """The processes in a scope."""
+        gate = self.gates[name]
+        return [pid for pid, (_, session, _) in _processes().items() if gate in (pid, session)]
+
+    def kill(self, name: str, number: signal.Signals = signal.SIGTERM) -> None:
+        """Signal all of a scope. The gate ignores SIGTERM and lives to report."""
+        for pid in self.members(name):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+
+async def readable(fd: int) -> None:
+    """Wait until a descriptor can be read; one of pidfd_open(2) can once its process has ended."""
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(fd, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(fd)
+
+
+def _processes() -> dict[int, tuple[int, int, str]]:
+    """All processes: the parent, the session and the name of each."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            # proc(5): pid, the name in parentheses, state, parent, process group, session.
+            head, _, tail = path.read_text("utf-8", "replace").rpartition(")")
+            pid, _, name = head.partition(" (")
+            state, parent, _, session = tail.split()[:4]
+            found[int(pid)] = (int(parent), int(session), f"{name} ({state})")
+    return found
+
+
+async def read_all(fd: int) -> bytes:
+    """All that comes out of a pipe until its end."""
+    os.set_blocking(fd, False)
+    data = b""
+    while True:
+        await readable(fd)
+        chunk = os.read(fd, 65536)
+        if not chunk:
+            return data
+        data += chunk
 
 
 def descriptors() -> dict[int, str]:
@@ -303,15 +359,7 @@ def children() -> dict[int, str]:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
         return {}
-    found = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            # proc(5): pid, the name in parentheses, state, parent.
-            head, _, tail = path.read_text().rpartition(")")
-            if int(tail.split()[1]) == os.getpid():
-                pid, _, name = head.partition(" (")
-                found[int(pid)] = name
-    return found
+    return {pid: name for pid, (parent, _, name) in _processes().items() if parent == os.getpid()}
 
 
 @contextlib.contextmanager

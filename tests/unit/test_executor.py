@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -97,10 +98,9 @@ def test_the_last_words_before_the_end_are_heard() -> None:
     assert heard.streams == {"stdout": bytes(60000), "stderr": b"last"}
 
 
-def test_the_output_of_what_runs_on_in_the_background_is_heard_until_it_is_stopped() -> None:
-    result, heard = result_of(
-        "(trap 'echo stopped; exit' TERM; echo ready; while :; do sleep 0.01; done) & sleep 0.1; trap '' TERM; exit 3"
-    )
+def test_what_runs_on_in_the_background_is_heard_until_it_is_stopped(tmp_path: Path) -> None:
+    background = "(trap 'echo stopped; exit' TERM; echo ready; echo >fifo; while :; do sleep 0.01; done)"
+    result, heard = result_of(f"mkfifo fifo; {background} & read x <fifo; exit 3", str(tmp_path))
     assert result.exit_status == 3
     assert heard.streams["stdout"] == b"ready\nstopped\n"
 
@@ -245,8 +245,8 @@ def test_no_more_commands_run_at_once_than_are_allowed() -> None:
     async def main() -> None:
         heard, cancel = Heard(), asyncio.Event()
         async with executing(max_commands=1) as executor:
-            first = asyncio.create_task(run(executor, request("exec sleep 1000"), heard, cancel))
-            await heard.begun.wait()
+            first = asyncio.create_task(run(executor, request("echo up; exec sleep 1000"), heard, cancel))
+            await heard.spoke.wait()
             refused = await run(executor, request("true", exec_id="1" * 16))
             assert (refused.outcome, refused.exit_status, code(refused)) == (Outcome.DENIED, 255, Code.BUSY)
             cancel.set()
@@ -294,7 +294,7 @@ def test_an_action_runs_what_this_machine_has_set_for_it(tmp_path: Path, action:
 
     async def main() -> None:
         heard = Heard()
-        changes = {
+        changes: dict[str, Any] = {
             "repository": str(tmp_path),
             "pull_command": f"[ $(pwd) = {tmp_path} ] && echo pulled",
             "build_command": f"[ $(pwd) = {tmp_path}/daemon ] && echo built",
@@ -403,20 +403,32 @@ def test_a_systemd_that_does_not_answer_the_stop_leaves_nothing_running(
 class Blind(FakeScopes):
     """A systemd from whose scope a process has escaped: its stop reaches nobody."""
 
-    def kill(self, name: str) -> None:
+    async def stop(self, name: str) -> None:
         pass
 
 
 @pytest.mark.parametrize("escaped", ["sleep 1000", "yes"])
-def test_a_process_that_escaped_with_the_pipe_in_its_hands_keeps_no_caller_waiting(escaped: str) -> None:
+def test_a_process_that_escaped_with_the_pipe_in_its_hands_keeps_no_caller_waiting(
+    escaped: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = os.read
+
+    def late_read(fd: int, size: int) -> bytes:
+        """As os.read, but so late that "yes" has written again."""
+        select.select([fd], [], [], 1)
+        return read(fd, size)
+
+    if escaped == "yes":
+        monkeypatch.setattr(os, "read", late_read)
+
     async def main() -> None:
-        fake, heard = Blind(), Heard()
+        fake, heard = Blind(), Slow()
         async with executing(fake) as executor:
             try:
                 async with asyncio.timeout(5):
                     result = await run(executor, request(f"{escaped} & echo started; exit 3"), heard)
             finally:
-                os.killpg(fake.gates[SCOPE], signal.SIGKILL)
+                fake.kill(SCOPE, signal.SIGKILL)
         assert result.exit_status == 3
         assert b"started\n" in heard.streams["stdout"]
 
@@ -473,8 +485,8 @@ def test_a_run_that_is_given_up_leaves_nothing_of_ours_behind() -> None:
     async def main() -> None:
         fake, heard = FakeScopes(), Heard()
         async with executing(fake) as executor:
-            running = asyncio.create_task(run(executor, request("exec sleep 1000"), heard))
-            await heard.begun.wait()
+            running = asyncio.create_task(run(executor, request("echo up; exec sleep 1000"), heard))
+            await heard.spoke.wait()
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
             assert executor.running == 0

@@ -228,16 +228,15 @@ def test_a_caller_that_is_lost_stops_its_command(how: str) -> None:
         return result
 
     async def main() -> None:
-        async with served(script) as remote:
-            async with greeted(remote) as wire:
-                assert (await wire.ask("execRequest", EXEC)).type == "started"
-                if how == "close":
-                    wire.link.close()
-                elif how == "reset":
-                    wire.reset()
-                else:
-                    wire.writer.write(b"garbage\n")
-                await over.wait()
+        async with served(script) as remote, greeted(remote) as wire:
+            assert (await wire.ask("execRequest", EXEC)).type == "started"
+            if how == "close":
+                wire.link.close()
+            elif how == "reset":
+                wire.reset()
+            else:
+                wire.writer.write(b"garbage\n")
+            await over.wait()
 
     asyncio.run(main())
 

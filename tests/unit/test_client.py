@@ -1,0 +1,334 @@
+"""The client as a program of its own, against a daemon that does what the test says."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pty
+import signal
+import sys
+import termios
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from peerd.protocol import Frame
+from unit.support import Wire, readable, unix_server
+
+MAIN = "from peerd.client import main; raise SystemExit(main())"
+ROOT = Path(__file__).parents[2]
+
+
+class Running:
+    """A running `d`, whose output is read as it comes."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.spoke = asyncio.Event()
+        self._out = asyncio.create_task(self._read(process.stdout))
+        self._err = asyncio.create_task(self._read(process.stderr))
+
+    async def _read(self, stream: asyncio.StreamReader | None) -> bytes:
+        data = b""
+        while stream and (chunk := await stream.read(65536)):
+            data += chunk
+            self.spoke.set()
+        return data
+
+    async def ended(self) -> tuple[int, bytes, bytes]:
+        """Its exit status, stdout and stderr."""
+        return await self.process.wait(), await self._out, await self._err
+
+    async def gone(self) -> None:
+        """End it, if it runs still."""
+        if self.process.returncode is None:
+            self.process.kill()
+        await self.ended()
+
+
+@dataclass
+class Client:
+    """A running `d`, and the daemon's end of its connection."""
+
+    running: Running
+    wire: Wire
+    invoke: Frame
+
+    async def ended(self) -> tuple[int, bytes, bytes]:
+        """Its exit status, stdout and stderr."""
+        return await self.running.ended()
+
+
+async def program(
+    path: Path, *argv: str, stdout: int = asyncio.subprocess.PIPE, through: Sequence[str] = ()
+) -> Running:
+    return Running(
+        await asyncio.create_subprocess_exec(
+            *(*through, sys.executable, "-c", MAIN, *argv),
+            env={"PATH": "/usr/bin:/bin", "PEERD_SOCKET": str(path), "PYTHONPATH": str(ROOT)},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=asyncio.subprocess.PIPE,
+        )
+    )
+
+
+@asynccontextmanager
+async def called(
+    directory: Path, *argv: str, stdout: int = asyncio.subprocess.PIPE, through: Sequence[str] = ()
+) -> AsyncIterator[Client]:
+    """`d`, at the point where its command has arrived and it is being greeted."""
+    wires: asyncio.Queue[Wire] = asyncio.Queue()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        wires.put_nowait(Wire(reader, writer))
+
+    async with unix_server(accept, directory / "socket") as path:
+        running = await program(path, *argv, stdout=stdout, through=through)
+        wire = await wires.get()
+        try:
+            hello = await wire.link.expect("hello")
+            assert hello.fields["protocol"] == 1
+            invoke = await wire.link.expect("invoke")
+            wire.link.post("hello", {"protocol": 1, "version": "test"})
+            yield Client(running, wire, invoke)
+        finally:
+            await running.gone()
+            wire.link.abort()
+            await wire.link.finish()
+
+
+async def without_daemon(path: Path, *argv: str) -> tuple[int, bytes, bytes]:
+    return await (await program(path, *argv)).ended()
+
+
+def test_the_arguments_go_to_the_daemon_as_they_are(tmp_path: Path) -> None:
+    async def main() -> None:
+        argv = ["execOnPeer", "--shellCmd", "echo 'ü' \"$X\"\n", "", os.fsdecode(b"\xff")]
+        async with called(tmp_path, *argv) as client:
+            assert client.invoke.fields["argv"] == argv
+            assert client.invoke.fields["terminal"] is False
+            client.wire.link.post("exit", {"status": 0})
+            assert await client.ended() == (0, b"", b"")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("status", [0, 1, 2, 124, 130, 255])
+def test_the_exit_status_is_the_one_that_the_daemon_says(tmp_path: Path, status: int) -> None:
+    async def main() -> None:
+        async with called(tmp_path, "version") as client:
+            client.wire.link.post("exit", {"status": status})
+            assert await client.ended() == (status, b"", b"")
+
+    asyncio.run(main())
+
+
+def test_streams_go_where_they_belong_byte_for_byte(tmp_path: Path) -> None:
+    every = bytes(range(256))
+
+    async def main() -> None:
+        async with called(tmp_path, "version") as client:
+            link = client.wire.link
+            link.post("started")
+            for _ in range(50):
+                await link.send("output", {"stream": "stdout"}, every * 256)
+                await link.send("output", {"stream": "stderr"}, every[::-1])
+            link.post("output", {"stream": "stdout"})
+            link.post("exit", {"status": 7})
+            assert await client.ended() == (7, every * 256 * 50, every[::-1] * 50)
+
+    asyncio.run(main())
+
+
+def test_frames_may_come_in_any_pieces(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with called(tmp_path, "version") as client:
+            for byte in b'{"type":"output","stream":"stdout","size":3}\n{}\n{"type":"exit","status":4}\n':
+                client.wire.writer.write(bytes([byte]))
+                await client.wire.writer.drain()
+            assert await client.ended() == (4, b"{}\n", b"")
+
+    asyncio.run(main())
+
+
+def test_an_error_is_shown_and_ends_with_255(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with called(tmp_path, "version") as client:
+            client.wire.link.post("error", {"code": "busy", "message": "Too busy: é \udcff"})
+            assert await client.ended() == (255, b"", "Too busy: é \\udcff\n".encode())
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("part", [b"", b'{"type":"out', b'{"type":"output","stream":"stdout","size":9}\nhalf'])
+def test_a_daemon_that_goes_before_the_end_is_told_of_with_255(tmp_path: Path, part: bytes) -> None:
+    async def main() -> None:
+        async with called(tmp_path, "version") as client:
+            client.wire.writer.write(part)
+            client.wire.link.close()
+            status, out, err = await client.ended()
+            assert (status, out) == (255, b"")
+            assert err.startswith(b"peerd ended the connection before the command's result\n")
+            assert b"journalctl" in err
+
+    asyncio.run(main())
+
+
+def test_a_daemon_that_goes_without_having_read_is_told_of_with_255(tmp_path: Path) -> None:
+    async def main() -> None:
+        accepted = asyncio.Event()
+
+        async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            # Unread bytes at the close are a reset for the other end.
+            writer.transport.abort()
+            accepted.set()
+
+        async with unix_server(accept, tmp_path / "socket") as path:
+            status, out, err = await without_daemon(path, "version", "x" * 100_000)
+            assert (status, out) == (255, b"")
+            assert b"Traceback" not in err
+            assert b"peerd" in err
+            await accepted.wait()
+
+    asyncio.run(main())
+
+
+def test_a_reader_that_goes_ends_it_as_sigpipe_would(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+
+    async def main() -> None:
+        async with called(tmp_path, "version", stdout=write) as client:
+            await client.wire.link.send("output", {"stream": "stdout"}, b"x")
+            status, _, err = await client.ended()
+            assert (status, err) == (128 + signal.SIGPIPE, b"")
+            # That it has gone is what stops the command.
+            await client.wire.end()
+
+    asyncio.run(main())
+    os.close(write)
+
+
+def test_a_disk_that_is_full_is_said_to_be(tmp_path: Path) -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+
+    async def main() -> None:
+        async with called(tmp_path, "version", stdout=full) as client:
+            await client.wire.link.send("output", {"stream": "stdout"}, b"x")
+            client.wire.link.post("exit", {"status": 0})
+            status, _, err = await client.ended()
+            assert status == 255
+            assert b"No space left on device" in err
+            assert b"Traceback" not in err
+
+    asyncio.run(main())
+    os.close(full)
+
+
+def test_output_that_is_closed_does_not_reach_the_daemon(tmp_path: Path) -> None:
+    async def main() -> None:
+        closed = ("/bin/sh", "-c", 'exec "$@" >&-', "sh")
+        async with called(tmp_path, "version", through=closed) as client:
+            client.wire.link.post("output", {"stream": "stdout"}, b"not for the daemon\n")
+            client.wire.link.post("exit", {"status": 0})
+            _, _, err = await client.ended()
+            assert b"Traceback" not in err
+            await client.wire.end()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_first_signal_asks_the_daemon_to_cancel_and_waits_for_its_word(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    async def main() -> None:
+        async with called(tmp_path, "execOnPeer") as client:
+            await until_it_listens(client)
+            client.running.process.send_signal(number)
+            await client.wire.link.expect("cancel")
+            client.wire.link.post("output", {"stream": "stderr"}, b"Cancelled\n")
+            client.wire.link.post("exit", {"status": 130})
+            status, _, err = await client.ended()
+            assert (status, err) == (130, b"Cancelled\n")
+
+    asyncio.run(main())
+
+
+async def until_it_listens(client: Client) -> None:
+    """Return when the client has shown something: it is past its greeting then."""
+    await client.wire.link.send("output", {"stream": "stdout"}, b".")
+    await client.running.spoke.wait()
+
+
+def test_the_second_signal_ends_it_at_once_with_130(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with called(tmp_path, "execOnPeer") as client:
+            await until_it_listens(client)
+            client.running.process.send_signal(signal.SIGINT)
+            await client.wire.link.expect("cancel")
+            client.running.process.send_signal(signal.SIGINT)
+            assert await client.ended() == (130, b".", b"")
+            await client.wire.end()
+
+    asyncio.run(main())
+
+
+def test_a_terminal_is_told_of_with_its_width(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 132))
+
+    async def main() -> None:
+        async with called(tmp_path, "listPeers", stdout=theirs) as client:
+            assert (client.invoke.fields["terminal"], client.invoke.fields["width"]) == (True, 132)
+            client.wire.link.post("output", {"stream": "stdout"}, b"shown\n")
+            client.wire.link.post("exit", {"status": 0})
+            assert (await client.ended())[0] == 0
+            await readable(ours)
+            assert os.read(ours, 100) == b"shown\r\n"
+
+    asyncio.run(main())
+    os.close(ours)
+    os.close(theirs)
+
+
+def test_help_needs_no_daemon(tmp_path: Path) -> None:
+    status, out, err = asyncio.run(without_daemon(tmp_path / "none", "help"))
+    assert (status, err) == (0, b"")
+    assert out.startswith(b"Usage: d ")
+
+
+def test_wrong_usage_needs_no_daemon(tmp_path: Path) -> None:
+    status, out, err = asyncio.run(without_daemon(tmp_path / "none", "xyzzy"))
+    assert (status, out) == (2, b"")
+    assert b"No such command: 'xyzzy'" in err
+
+
+def nobody(path: Path) -> None:
+    """Nothing is there."""
+
+
+def stale(path: Path) -> None:
+    """A socket that nobody listens to."""
+    import socket
+
+    with socket.socket(socket.AF_UNIX) as old:
+        old.bind(str(path))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"), [(nobody, b"No such file or directory"), (stale, b"Connection refused")], ids=["none", "stale"]
+)
+def test_without_a_daemon_it_says_so_and_what_to_do(tmp_path: Path, make: Callable[[Path], None], words: bytes) -> None:
+    path = tmp_path / "socket"
+    make(path)
+    status, out, err = asyncio.run(without_daemon(path, "listPeers"))
+    assert (status, out) == (255, b"")
+    first, *hints = err.splitlines()
+    assert first.startswith(b"Cannot reach peerd on this machine: " + words)
+    assert os.fsencode(path) in first
+    assert any(b"systemctl start peerd.socket" in hint for hint in hints)
