@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import socket
+import sys
+import termios
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -282,37 +285,40 @@ class _Run:
     async def _pump(self, stream: str, fd: int) -> None:
         """Pass on output as it comes, at the pace of the sink, until the pipe's end.
 
-        After the tree is gone the pipe holds all there is: a process that escaped with the pipe in its hands cannot
-        keep a caller waiting.
+        Once the tree is gone, what the pipe then holds is all there is: a process that escaped with the pipe in its
+        hands cannot keep a caller waiting.
         """
-        readable = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        gone = asyncio.create_task(self._tree_gone.wait())
+        left: int | None = None
         try:
-            while True:
-                last_round = self._tree_gone.is_set()
+            while left is None or left > 0:
+                if left is None and self._tree_gone.is_set():
+                    left = _fill(fd)
+                    continue
                 try:
-                    data = os.read(fd, MAX_OUTPUT)
+                    data = os.read(fd, MAX_OUTPUT if left is None else min(left, MAX_OUTPUT))
                 except BlockingIOError:
-                    if last_round:
-                        return
-                    readable.clear()
-                    loop.add_reader(fd, readable.set)
-                    ready = asyncio.create_task(readable.wait())
-                    try:
-                        await asyncio.wait({ready, gone}, return_when=asyncio.FIRST_COMPLETED)
-                    finally:
-                        loop.remove_reader(fd)
-                        ready.cancel()
+                    await self._readable_or_gone(fd)
                     continue
                 if not data:
                     return
+                if left is not None:
+                    left -= len(data)
                 if not self._cancel.is_set():
                     await self._sink.output(stream, data)
         except ConnectionError:
             self._cancel.set()
+
+    async def _readable_or_gone(self, fd: int) -> None:
+        readable = asyncio.Event()
+        waits = [asyncio.create_task(event.wait()) for event in (readable, self._tree_gone)]
+        loop = asyncio.get_running_loop()
+        loop.add_reader(fd, readable.set)
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            gone.cancel()
+            loop.remove_reader(fd)
+            for wait in waits:
+                wait.cancel()
 
     def _failed(self, reason: str) -> ExecResult:
         return ExecResult.failure(PeerdError(Code.START_FAILED, peer=self._name, reason=reason))
@@ -359,3 +365,8 @@ async def _report(control: socket.socket) -> dict[str, int | str] | None:
         data += chunk
     report: dict[str, int | str] = json.loads(data)
     return report
+
+
+def _fill(pipe: int) -> int:
+    """How many bytes a pipe holds (FIONREAD, ioctl_tty(2))."""
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
