@@ -14,11 +14,15 @@ from typing import Any
 
 import click
 
-from peerd.commands import COMMANDS, Command, Option
+from peerd.commands import BY_NAME, COMMANDS, PEER_METAVAR, Command, Option
 from peerd.errors import EXIT_USAGE
 
 PROG = "d"
+COMPLETE = "--complete"
+"""The first argument of a call that the shell's completion makes."""
 _JSON = Option("--json", "Print JSON, as is the rule where stdout is no terminal.")
+_RECORD = Option("--json", "Print one JSON object at the end: outcome, output and all that is known.")
+_STREAM = Option("--stream", "With --json: print a JSON object a line, as things happen.")
 _SUMMARY = """Run commands on this machine's peers, inside the VPN.
 
 Exit status: the command's own; 124 when it ran out of time; 128+n when signal n ended it; 130 after Ctrl-C;
@@ -28,11 +32,12 @@ Exit status: the command's own; 124 when it ran out of time; 128+n when signal n
 
 @dataclass(frozen=True)
 class Invocation:
-    """A command to do: its name, the options that were given, and whether JSON was asked for."""
+    """A command to do: its name, the options that were given, and whether JSON was asked for, and as a stream."""
 
     command: str
     params: dict[str, Any]
     json: bool = False
+    stream: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,12 @@ def _option(option: Option) -> click.Option:
         return click.Option([option.flag, option.name], is_flag=True, default=None, help=option.help)
     kind: click.ParamType = click.Choice(option.choices) if option.choices else _Value(option)
     return click.Option(
-        [option.flag, option.name], type=kind, required=option.required, metavar=option.metavar, help=option.help
+        [option.flag, option.name],
+        type=kind,
+        required=option.required,
+        multiple=option.multiple,
+        metavar=option.metavar,
+        help=option.help,
     )
 
 
@@ -92,12 +102,18 @@ def _command(command: Command) -> click.Command:
     params: list[click.Parameter] = [_option(option) for option in command.options]
     if command.data:
         params.append(_option(_JSON))
+    if command.record:
+        params += [_option(_RECORD), _option(_STREAM)]
+    if command.rest:
+        params.append(click.Argument([command.rest], nargs=-1, required=False, metavar="[-- PROGRAM [ARGUMENT]...]"))
     if command.argument:
         params.append(click.Argument([command.argument], required=False))
 
-    def invoke(json: bool | None = None, **params: Any) -> Invocation:
-        given = {name: value for name, value in params.items() if value is not None}
-        return Invocation(command.name, given, bool(json))
+    def invoke(json: bool | None = None, stream: bool | None = None, **params: Any) -> Invocation:
+        if stream and not json:
+            raise click.UsageError("--stream goes with --json", click.get_current_context())
+        given = {name: value for name, value in params.items() if value is not None and value != ()}
+        return Invocation(command.name, given, bool(json), bool(stream))
 
     return click.Command(command.name, callback=invoke, params=params, help=command.summary, short_help=command.summary)
 
@@ -113,12 +129,15 @@ _ROOT = _Group(
 )
 
 
-def parse(argv: Sequence[str], width: int = 80) -> Invocation | Reply:
+def parse(argv: Sequence[str], width: int = 80, peers: Sequence[str] = ()) -> Invocation | Reply:
     """What these arguments ask for.
 
     :param argv: the arguments of ``d``, without its name
     :param width: columns for help texts
+    :param peers: the ids of the peers that are known, for completion
     """
+    if argv[:1] == [COMPLETE]:
+        return Reply("".join(f"{word}\n" for word in complete(argv[1:], peers)))
     args = ["version" if arg == "--version" and not index else arg for index, arg in enumerate(argv)]
     if not args or args == ["help"]:
         args = ["--help"]
@@ -133,6 +152,27 @@ def parse(argv: Sequence[str], width: int = 80) -> Invocation | Reply:
     if isinstance(outcome, Invocation):
         return outcome
     return Reply(captured.getvalue())
+
+
+def complete(words: Sequence[str], peers: Sequence[str]) -> list[str]:
+    """What the last of these words can become.
+
+    :param words: the words after ``d``, the last one as far as it is typed
+    :param peers: the ids of the peers that are known
+    """
+    *before, current = words or [""]
+    command = BY_NAME.get(before[0]) if before else None
+    options = {option.flag: option for option in command.options} if command else {}
+    previous = options.get(before[-1]) if before else None
+    if command is None or command.argument:
+        found = [known.name for known in COMMANDS] if len(before) == (1 if command else 0) else []
+    elif previous and previous.parse:
+        found = list(peers) if previous.metavar == PEER_METAVAR else list(previous.choices)
+    else:
+        given = {flag for flag in before if flag in options and not options[flag].multiple}
+        extra = ["--json"] * (command.data or command.record) + ["--stream"] * command.record
+        found = [flag for flag in (*options, *extra, "--help") if flag not in given]
+    return sorted(word for word in found if word.startswith(current))
 
 
 def _explain(error: click.UsageError) -> str:

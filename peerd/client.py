@@ -79,21 +79,53 @@ def _converse(connection: socket, arguments: list[str]) -> int:
     for number in _CANCELLING:
         signal.signal(number, cancel)
     buffer = bytearray()
+    collected: dict[int, bytearray] | None = None
+    credit, reading = 0, True
     # The socket is systemd's and takes connections for a daemon that cannot start, too.
     connection.settimeout(_GREETING_LIMIT)
     while True:
+        while reading and credit and not buffer:
+            sent = _send_stdin(connection, credit)
+            if sent is None:
+                break
+            credit -= sent
+            reading = sent > 0
         frame = json.loads(_line(connection, buffer))
         kind = frame["type"]
         if kind == "hello":
             connection.settimeout(None)
             cancellable = True
         elif kind == "output":
-            _write(_STREAMS[frame["stream"]], _exactly(connection, buffer, frame.get("size", 0)))
+            fd, data = _STREAMS[frame["stream"]], _exactly(connection, buffer, frame.get("size", 0))
+            if collected is None or "by" in frame:
+                _write(fd, data)
+            else:
+                collected[fd] += data
+        elif kind == "stdinCredit":
+            credit += frame["bytes"]
+        elif kind == "collect":
+            collected = {fd: bytearray() for fd in _STREAMS.values()}
         elif kind == "exit":
+            if collected is not None:
+                from peerd.render import complete_record
+
+                _write(1, complete_record(frame["record"], *(bytes(data) for data in collected.values())).encode())
             return int(frame["status"])
         elif kind == "error":
             _complain(frame["message"])
             return EXIT_FAILURE
+
+
+def _send_stdin(connection: socket, credit: int) -> int | None:
+    """Send what stdin has, if that comes first: how many bytes, 0 at its end. None when the daemon has something."""
+    import select
+
+    if connection.fileno() in select.select([connection.fileno(), 0], [], [])[0]:
+        return None
+    data = os.read(0, min(credit, _CHUNK))
+    size = f',"size":{len(data)}' if data else ""
+    connection.sendall(f'{{"type":"stdin"{size}}}\n'.encode() + data)
+    return len(data)
 
 
 def _fill(connection: socket, buffer: bytearray) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from peerd import validate
 from peerd.config import SETTINGS
 
+PEER_METAVAR = "PEER"
 _DEFAULTS = {setting.name: setting.default for setting in SETTINGS}
 
 
@@ -19,20 +20,38 @@ class Option:
 
     :ivar flag: as it is typed, with its dashes
     :ivar parse: turns the text into the value, or raises ValueError with a sentence; None for a switch
+    :ivar multiple: whether it may be given more than once; its value then is a tuple
     :ivar choices: the only values there are, if they can be listed
     """
 
     flag: str
     help: str
     metavar: str = ""
-    parse: Callable[[str], Any] | None = None
+    parse: Callable[[Any], Any] | None = None
     required: bool = False
     choices: tuple[str, ...] = ()
+    multiple: bool = False
 
     @property
     def name(self) -> str:
         """The name of the parameter: the flag in Python's spelling."""
         return snake_case(self.flag.lstrip("-"))
+
+    def check(self, value: object) -> Any:
+        """The value of a parameter that did not come from a command line.
+
+        :raises ValueError: with a sentence
+        """
+        if self.parse is None:
+            return validate.boolean(value)
+        if self.multiple:
+            if not isinstance(value, list):
+                raise ValueError("must be a list")
+            return tuple(self.parse(item) for item in value)
+        checked = self.parse(value)
+        if self.choices and checked not in self.choices:
+            raise ValueError(f"must be one of {', '.join(self.choices)}")
+        return checked
 
 
 @dataclass(frozen=True)
@@ -42,7 +61,9 @@ class Command:
     :ivar summary: one line of help
     :ivar data: whether its answer is data: JSON where --json is given or stdout is no terminal, else a table
     :ivar columns: the columns of its table, where not all of the data's keys
+    :ivar record: whether its answer is a command's output, with --json a record of the command, with --stream events
     :ivar argument: the name of its one optional positional argument, or ""
+    :ivar rest: the name of the arguments after ``--``, or ""
     """
 
     name: str
@@ -50,7 +71,9 @@ class Command:
     options: tuple[Option, ...] = ()
     data: bool = False
     columns: tuple[str, ...] = ()
+    record: bool = False
     argument: str = ""
+    rest: str = ""
 
 
 def snake_case(name: str) -> str:
@@ -59,7 +82,7 @@ def snake_case(name: str) -> str:
 
 
 def _peer(help_: str, required: bool = True) -> Option:
-    return Option("--peer", help_, "PEER", validate.peer_id, required)
+    return Option("--peer", help_, PEER_METAVAR, validate.peer_id, required)
 
 
 PEER = _peer("The peer, by its id (see listPeers).")
@@ -80,12 +103,29 @@ COMMANDS: tuple[Command, ...] = (
         (
             PEER,
             Option("--directory", "Where to run it: an absolute path on the peer.", "PATH", validate.directory, True),
-            Option("--shellCmd", "The command, for /bin/sh -c.", "COMMAND", validate.shell_command, True),
+            Option("--shellCmd", "The command, for /bin/sh -c.", "COMMAND", validate.shell_command),
             TIMEOUT,
+            Option("--stdin", "Send standard input to the command; without it, it reads nothing."),
+            Option(
+                "--env",
+                "Set a variable for the command; may be repeated.",
+                "NAME=VALUE",
+                validate.assignment,
+                multiple=True,
+            ),
+            Option("--user", "Run it as this user of the peer (root).", "USER", validate.user),
+            Option("--login", "Run it by the user's own shell, as a login shell."),
+            Option("--memory", "Let it use at most so many bytes; K, M, G for powers of 1024.", "SIZE", validate.size),
+            Option("--cpu", "Let it use at most this share of one CPU.", "PERCENT", validate.percentage),
+            Option("--tasks", "Let it have at most so many processes and threads.", "COUNT", validate.count),
         ),
+        record=True,
+        rest="argv",
     ),
-    Command("remotePull", "Run the peer's pull-command (git pull) in its repository.", (PEER, BUILD_TIMEOUT)),
-    Command("remoteBd", "Run the peer's build-command in its build-directory.", (PEER, BUILD_TIMEOUT)),
+    Command(
+        "remotePull", "Run the peer's pull-command (git pull) in its repository.", (PEER, BUILD_TIMEOUT), record=True
+    ),
+    Command("remoteBd", "Run the peer's build-command in its build-directory.", (PEER, BUILD_TIMEOUT), record=True),
     Command("remoteDeployDaemon", "remotePull, then remoteBd; stops at the first failure.", (PEER, BUILD_TIMEOUT)),
     Command(
         "setPeerConfig",

@@ -65,7 +65,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("stop-grace", validate.seconds, "5", "Seconds from SIGTERM to SIGKILL when a command is stopped."),
     Setting("connect-timeout", validate.seconds, "4", "Seconds to wait for a connection to another peer."),
     Setting("heartbeat-interval", validate.seconds, "10", "Seconds between a worker's heartbeats to the leader."),
-    Setting("max-commands", _count, "256", "How many commands may run here at once."),
+    Setting("max-commands", _count, "1024", "How many commands may run here at once."),
     Setting(
         "max-connections", _count, "1024", "How many connections of peers and of local clients are served at once."
     ),

@@ -36,6 +36,12 @@ class Connection:
         return str(name[0]) if name else "unknown"
 
     @property
+    def port(self) -> int:
+        """The port from which a TCP connection comes; 0 where it is not known."""
+        name = self._writer.get_extra_info("peername")
+        return int(name[1]) if name else 0
+
+    @property
     def usable(self) -> bool:
         """Whether nothing has yet said that the connection is at its end."""
         return not (self._reader.at_eof() or self._writer.is_closing())
@@ -118,8 +124,9 @@ async def connect(address: str, port: int, timeout: float, version: str) -> Conn
     connection: Connection | None = None
     try:
         async with asyncio.timeout(timeout):
-            connection = Connection(*await asyncio.open_connection(address, port))
-            network.tune(connection.socket)
+            dialled = await network.dial(address, port)
+            network.tune(dialled)
+            connection = Connection(*await asyncio.open_connection(sock=dialled))
             connection.post("hello", messages.hello(version))
             messages.check_hello((await connection.expect("hello")).fields)
     except BaseException:

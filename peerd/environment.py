@@ -9,14 +9,13 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 LANG = "C.UTF-8"
 
 
-def login_environment(exec_id: str, caller: str, user: str = "root") -> dict[str, str]:
-    """The variables that a command of ``user`` starts with.
+def login_environment(exec_id: str, caller: str, entry: pwd.struct_passwd) -> dict[str, str]:
+    """The variables that a command starts with.
 
     :param exec_id: its id, as PEERD_EXEC_ID
     :param caller: who asked, as PEERD_CALLER
-    :raises KeyError: when there is no such user
+    :param entry: the user that it runs as
     """
-    entry = pwd.getpwnam(user)
     return {
         "HOME": entry.pw_dir,
         "USER": entry.pw_name,

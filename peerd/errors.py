@@ -44,6 +44,7 @@ class Code(enum.StrEnum):
     CANCELLED = "cancelled"
     NO_SUCH_DIRECTORY = "no-such-directory"
     NOT_A_DIRECTORY = "not-a-directory"
+    NO_SUCH_USER = "no-such-user"
     NO_ACCESS = "no-access"
     START_FAILED = "start-failed"
     DUPLICATE = "duplicate"
@@ -131,6 +132,7 @@ KINDS: Mapping[Code, Kind] = {
     ),
     Code.NO_SUCH_DIRECTORY: Kind("No such directory on {peer}: {directory}"),
     Code.NOT_A_DIRECTORY: Kind("Not a directory on {peer}: {directory}"),
+    Code.NO_SUCH_USER: Kind("No such user on {peer}: {user}"),
     Code.NO_ACCESS: Kind("Cannot enter directory on {peer}: {directory} ({reason})"),
     Code.START_FAILED: Kind(
         "Could not start the command on {peer}: {reason}", ("The record: journalctl -t peerd, there",)
@@ -183,7 +185,15 @@ KINDS: Mapping[Code, Kind] = {
     Code.INTERNAL: Kind("Internal error: {reason}", ("The record: journalctl -t peerd",)),
 }
 
-_DEFAULTS = {"peer": "peer", "address": "unknown", "reason": "", "seconds": "", "exec_id": "", "directory": ""}
+_DEFAULTS = {
+    "peer": "peer",
+    "address": "unknown",
+    "reason": "",
+    "seconds": "",
+    "exec_id": "",
+    "directory": "",
+    "user": "",
+}
 _MAX_DETAIL = 4096
 
 

@@ -14,18 +14,22 @@ from peerd.commands import BY_NAME
 from peerd.config import Config
 from peerd.connection import Connection
 from peerd.errors import Code, PeerdError
-from peerd.executor import Caller, Executor
+from peerd.executor import Executor
 from peerd.journal import Event, log, report
 from peerd.messages import ExecRequest, Registration, take
 from peerd.node import Node
 from peerd.peers import Peer
 from peerd.protocol import Frame
-from peerd.render import render
-from peerd.service import Answer, Service, Session
+from peerd.render import encoded, error_fields, event_line, render
+from peerd.service import Answer, Service
+from peerd.session import Caller, Session, Sink
+from peerd.stdin import Stdin
 
 _HELLO_LIMIT = 10.0
 _IDLE_LIMIT = 300.0
 _MAX_ARGUMENTS = 4096
+_LATE = ("cancel", "stdin")
+"""What may come just as its command ends, and then means nothing."""
 _UCRED = struct.Struct("3i")
 
 
@@ -42,6 +46,21 @@ class FrameSink:
     async def output(self, stream: str, data: bytes) -> None:
         """Send output of "stdout" or "stderr"."""
         await self._link.send("output", {"stream": stream}, data)
+
+
+class EventSink:
+    """Prints a command's output as events, one JSON object a line, on the caller's stdout."""
+
+    def __init__(self, link: Connection) -> None:
+        self._link = link
+
+    async def started(self) -> None:
+        """Print that the command was started."""
+        await _print(self._link, "stdout", event_line("started", {}))
+
+    async def output(self, stream: str, data: bytes) -> None:
+        """Print some output of "stdout" or "stderr"."""
+        await _print(self._link, "stdout", event_line("output", {"stream": stream, **encoded(data)}))
 
 
 class Front:
@@ -106,23 +125,27 @@ class Front:
             await link.send("error", PeerdError(Code.INTERNAL, reason=reason).to_wire())
 
 
-async def _cancellable(link: Connection, work: Callable[[asyncio.Event], Awaitable[None]]) -> None:
-    """Do work while listening for ``cancel`` and for the loss of the connection, both of which set the event."""
+async def _cancellable(link: Connection, work: Callable[[asyncio.Event, Stdin], Awaitable[None]]) -> None:
+    """Do work while listening for stdin, for ``cancel`` and for the end of the connection; the latter set the event."""
     cancel = asyncio.Event()
-    watcher = asyncio.create_task(_watch(link, cancel))
+    stdin = Stdin(lambda size: link.post("stdinCredit", {"bytes": size}))
+    watcher = asyncio.create_task(_watch(link, cancel, stdin))
     try:
-        await work(cancel)
+        await work(cancel, stdin)
     finally:
         watcher.cancel()
         await asyncio.gather(watcher, return_exceptions=True)
 
 
-async def _watch(link: Connection, cancel: asyncio.Event) -> None:
+async def _watch(link: Connection, cancel: asyncio.Event, stdin: Stdin) -> None:
     try:
         while True:
             frame = await link.receive()
             if frame is None or frame.type == "cancel":
                 break
+            if frame.type == "stdin":
+                stdin.feed(frame.payload)
+                continue
             if frame.type != "ping":
                 link.post("error", PeerdError(Code.BAD_MESSAGE, reason="a command runs on this connection").to_wire())
                 break
@@ -146,8 +169,8 @@ class TcpFront(Front):
         return link.address
 
     async def _serve(self, link: Connection, who: str) -> None:
-        if not network.came_through(link.socket, self._config().vpn_interface) or network.is_own_address(who):
-            log(Event.CONNECTION_REFUSED, f"Connection from {who} refused: not through the VPN", address=who)
+        if refusal := self._refusal(link, who):
+            log(Event.CONNECTION_REFUSED, f"Connection from {who} refused: {refusal}", address=who)
             link.abort()
             return
         network.tune(link.socket)
@@ -172,6 +195,13 @@ class TcpFront(Front):
             if registered and self._node.hub:
                 self._node.hub.left(link, registered)
 
+    def _refusal(self, link: Connection, who: str) -> str:
+        if not network.came_through(link.socket, self._config().vpn_interface):
+            return "not through the VPN"
+        if network.is_own_address(who):
+            return "from this machine itself"
+        return "" if link.port < network.RESERVED_BELOW else "from a port that any user can have"
+
     async def _register(self, link: Connection, address: str, frame: Frame) -> str:
         if self._node.hub is None:
             raise PeerdError(Code.NOT_LEADER, address=self._node.address or self._node.peer_id)
@@ -180,7 +210,7 @@ class TcpFront(Front):
     async def _handle(self, link: Connection, address: str, frame: Frame) -> None:
         if frame.type == "ping":
             await link.send("pong")
-        if frame.type in ("ping", "cancel"):  # A cancel may come as its command ends.
+        if frame.type in ("ping", *_LATE):
             return
         peer = await self._node.identify(address)
         match frame.type:
@@ -208,8 +238,8 @@ class TcpFront(Front):
         return found
 
     async def _execute(self, link: Connection, peer: Peer, request: ExecRequest) -> None:
-        async def work(cancel: asyncio.Event) -> None:
-            result = await self._executor.run(request, Caller(peer.peer_id), FrameSink(link), cancel)
+        async def work(cancel: asyncio.Event, stdin: Stdin) -> None:
+            result = await self._executor.run(request, Caller(peer.peer_id), FrameSink(link), cancel, stdin)
             await link.send("result", result.to_wire())
 
         await _cancellable(link, work)
@@ -242,7 +272,7 @@ class UnixFront(Front):
         match frame.type:
             case "ping":
                 await link.send("pong")
-            case "cancel":  # The command ended as it came.
+            case "cancel" | "stdin":  # See _LATE.
                 return
             case "invoke":
                 await self._invoke(link, who, frame.fields)
@@ -256,18 +286,28 @@ class UnixFront(Front):
         argv = take(fields, "argv", _arguments)
         terminal = take(fields, "terminal", validate.boolean, False)
         width = take(fields, "width", lambda value: validate.integer(value, 20, 1000), 80)
-        parsed = cli.parse(argv, width)
+        parsed = cli.parse(argv, width, sorted({self._node.peer_id, *self._node.book.ids()}))
         if isinstance(parsed, cli.Reply):
             await _print(link, "stdout", parsed.stdout)
             await _print(link, "stderr", parsed.stderr)
             await link.send("exit", {"status": parsed.status})
             return
 
-        async def work(cancel: asyncio.Event) -> None:
-            answer = await self._run(link, who, parsed.command, parsed.params, cancel)
-            if answer.data is not None:
-                as_json = parsed.json or not terminal
-                await _print(link, "stdout", render(BY_NAME[parsed.command], answer.data, as_json))
+        command = BY_NAME[parsed.command]
+
+        async def work(cancel: asyncio.Event, stdin: Stdin) -> None:
+            sink = EventSink(link) if parsed.stream else FrameSink(link)
+            if parsed.json and command.record and not parsed.stream:
+                # The client holds the output until the record is complete: it may be more than a daemon should.
+                await link.send("collect")
+            answer = await self._run(link, who, parsed.command, parsed.params, sink, cancel, stdin)
+            if parsed.stream:
+                await _print(link, "stdout", event_line("result", answer.record or _failure(answer)))
+            elif parsed.json and command.record:
+                await link.send("exit", {"status": answer.status, "record": answer.record or _failure(answer)})
+                return
+            elif answer.data is not None:
+                await _print(link, "stdout", render(command, answer.data, parsed.json or not terminal))
             await _print(link, "stdout", f"{answer.text}\n" if answer.text else "")
             await _print(link, "stderr", answer.error.text if answer.error else "")
             await link.send("exit", {"status": answer.status})
@@ -279,9 +319,9 @@ class UnixFront(Front):
         name = take(fields, "command", _command)
         params = _parameters(name, fields.get("params"))
 
-        async def work(cancel: asyncio.Event) -> None:
-            answer = await self._run(link, who, name, params, cancel)
-            reply = {"data": answer.data, "text": answer.text, "status": answer.status}
+        async def work(cancel: asyncio.Event, stdin: Stdin) -> None:
+            answer = await self._run(link, who, name, params, FrameSink(link), cancel, stdin)
+            reply = {"data": answer.data, "text": answer.text, "status": answer.status, "record": answer.record}
             if answer.error:
                 reply["error"] = answer.error.to_wire()
             await link.send("reply", reply)
@@ -289,16 +329,32 @@ class UnixFront(Front):
         await _cancellable(link, work)
 
     async def _run(
-        self, link: Connection, who: str, name: str, params: Mapping[str, Any], cancel: asyncio.Event
+        self,
+        link: Connection,
+        who: str,
+        name: str,
+        params: Mapping[str, Any],
+        sink: Sink,
+        cancel: asyncio.Event,
+        stdin: Stdin,
     ) -> Answer:
         def say(line: str) -> None:
-            link.post("output", {"stream": "stderr"}, f"{line}\n".encode())
+            link.post("output", {"stream": "stderr", "by": "peerd"}, f"{line}\n".encode())
 
-        session = Session(Caller(self._node.peer_id, who), FrameSink(link), cancel, say)
+        session = Session(Caller(self._node.peer_id, who), sink, cancel, say, stdin)
         try:
             return await self._service.call(name, params, session)
         except PeerdError as error:
             return Answer(error=error, status=error.kind.exit_status)
+
+
+def _failure(answer: Answer) -> dict[str, object]:
+    assert answer.error is not None
+    return {
+        "outcome": answer.error.kind.outcome.value,
+        "exit_status": answer.status,
+        "error": error_fields(answer.error),
+    }
 
 
 async def _print(link: Connection, stream: str, text: str) -> None:
@@ -321,21 +377,19 @@ def _command(value: object) -> str:
 
 
 def _parameters(name: str, given: object) -> dict[str, Any]:
-    options = {option.name: option for option in BY_NAME[name].options}
+    command = BY_NAME[name]
+    options = {option.name: option for option in command.options}
     pairs = {} if given is None else given
     if not isinstance(pairs, dict):
         raise PeerdError(Code.BAD_MESSAGE, reason="params must be an object")
-    unknown = [key for key in pairs if key not in options]
+    unknown = [key for key in pairs if key not in options and key != command.rest]
     missing = [key for key, option in options.items() if option.required and key not in pairs]
     if unknown or missing:
         raise PeerdError(Code.USAGE, reason=f"{name}: unknown {unknown}, missing {missing}")
     checked = {}
     for key, value in pairs.items():
-        option = options[key]
         try:
-            checked[key] = option.parse(value) if option.parse else validate.boolean(value)
+            checked[key] = options[key].check(value) if key in options else validate.arguments(value)
         except ValueError as error:
             raise PeerdError(Code.USAGE, reason=f"{name}: {key}: {error}") from None
-        if option.choices and checked[key] not in option.choices:
-            raise PeerdError(Code.USAGE, reason=f"{name}: {key} must be one of {', '.join(option.choices)}")
     return checked

@@ -118,10 +118,11 @@ class Hub:
 
         :raises PeerdError: PEER_NOT_FOUND
         """
-        peer = self.book.remove(peer_id)
+        peer = self.book.by_id(peer_id)
         if not peer:
             raise PeerdError(Code.PEER_NOT_FOUND, peer=peer_id)
         self._registry.forget([peer_id])
+        self.book.remove(peer_id)
         self._drop_link(peer_id)
         for link in self._links.values():
             link.post("peerRemoved", {"peer_id": peer_id})
@@ -151,8 +152,9 @@ class Hub:
     def _put(self, peer: Peer) -> None:
         if self.book.by_id(peer.peer_id) == peer:
             return
-        self.book.put(peer)
+        # Stored first: where that fails, memory must not know more than a restart would.
         self._registry.store([peer])
+        self.book.put(peer)
         for link in list(self._links.values()):
             self._send(link, [peer])
         self._changed()

@@ -13,6 +13,7 @@ from dataclasses import replace
 from peerd import __version__, connection, validate
 from peerd.connection import Connection
 from peerd.errors import Code, PeerdError
+from peerd.journal import report
 from peerd.messages import Registration, take
 from peerd.peers import Peer, PeerBook
 from peerd.protocol import Frame
@@ -208,6 +209,10 @@ class LeaderLink:
                 self.error = error
             except OSError as error:
                 self.error = PeerdError(Code.NOT_CONNECTED, address=self.address, reason=f" ({connection.why(error)})")
+            except Exception as error:
+                # Whatever it was, a worker that stopped trying would be cut off until somebody notices.
+                report(error, f"link to the leader at {self.address}")
+                self.error = PeerdError(Code.INTERNAL, reason=type(error).__name__)
             if self.connected:
                 self.connected = False
                 leader = self.book.by_address(self.address)

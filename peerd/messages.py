@@ -6,8 +6,9 @@ A ``from_wire`` takes the fields of a frame from another party and raises BAD_ME
 from __future__ import annotations
 
 import enum
+import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TypeVar
 
 from peerd import validate
@@ -61,6 +62,15 @@ def _outcome(value: object) -> Outcome:
     return Outcome(_text(value))
 
 
+def _variables(value: object) -> dict[str, str]:
+    if not isinstance(value, dict) or len(value) > validate.MAX_VARIABLES:
+        raise ValueError(f"must be an object of at most {validate.MAX_VARIABLES} variables")
+    return dict(
+        validate.assignment(f"{name}={validate.string(text, 'variable', validate.MAX_COMMAND)}")
+        for name, text in value.items()
+    )
+
+
 def _count(value: object) -> int:
     return validate.integer(value, 0, 2**63 - 1)
 
@@ -83,24 +93,57 @@ def check_hello(fields: Mapping[str, object]) -> str:
 
 @dataclass(frozen=True)
 class ExecRequest:
-    """A command to run: either a shell command in a directory, or one of the target's own actions.
+    """A command to run: a shell command or a program with its arguments in a directory, or an action of the target's.
 
     :ivar exec_id: the caller's id of this command; a target runs an id once
+    :ivar argv: a program and its arguments, instead of ``shell_cmd``
     :ivar timeout: seconds, or None for the target's default
+    :ivar env: variables beside those of :mod:`peerd.environment`
+    :ivar user: whom to run it as; "" for root
+    :ivar login: whether the user's own shell runs it, as a login shell
+    :ivar stdin: whether the caller sends what the command reads
+    :ivar memory: bytes that it may use at most, or None (MemoryMax=)
+    :ivar cpu: percent of one CPU that it may use at most, or None (CPUQuota=)
+    :ivar tasks: processes and threads that it may have at most, or None (TasksMax=)
     """
 
     exec_id: str
     directory: str = ""
     shell_cmd: str = ""
+    argv: tuple[str, ...] = ()
     action: Action | None = None
     timeout: float | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+    user: str = ""
+    login: bool = False
+    stdin: bool = False
+    memory: int | None = None
+    cpu: float | None = None
+    tasks: int | None = None
+
+    @property
+    def command(self) -> str:
+        """The command as one line, as a shell would take it."""
+        return shlex.join(self.argv) if self.argv else self.shell_cmd
 
     def to_wire(self) -> dict[str, object]:
-        """The fields of an execRequest."""
-        fields: dict[str, object] = {"execId": self.exec_id, "timeout": self.timeout}
-        if self.action:
-            return {**fields, "action": self.action.value}
-        return {**fields, "directory": self.directory, "shellCmd": self.shell_cmd}
+        """The fields of an execRequest; those at their defaults are absent."""
+        fields: dict[str, object] = {
+            "execId": self.exec_id,
+            "directory": self.directory,
+            "shellCmd": self.shell_cmd,
+            "argv": list(self.argv),
+            "action": self.action and self.action.value,
+            "timeout": self.timeout,
+            "env": dict(self.env),
+            "user": self.user,
+            "login": self.login,
+            "stdin": self.stdin,
+            "memory": self.memory,
+            "cpu": self.cpu,
+            "tasks": self.tasks,
+        }
+        return {name: value for name, value in fields.items() if value}
 
     @classmethod
     def from_wire(cls, fields: Mapping[str, object]) -> ExecRequest:
@@ -110,8 +153,21 @@ class ExecRequest:
         action = take_optional(fields, "action", _action)
         if action:
             return cls(exec_id, action=action, timeout=timeout)
-        directory = take(fields, "directory", validate.directory)
-        return cls(exec_id, directory, take(fields, "shellCmd", validate.shell_command), timeout=timeout)
+        argv = take_optional(fields, "argv", validate.arguments) or ()
+        return cls(
+            exec_id,
+            take(fields, "directory", validate.directory),
+            take(fields, "shellCmd", validate.shell_command, "" if argv else None),
+            argv,
+            timeout=timeout,
+            env=take(fields, "env", _variables, {}),
+            user=take(fields, "user", validate.user, ""),
+            login=take(fields, "login", validate.boolean, False),
+            stdin=take(fields, "stdin", validate.boolean, False),
+            memory=take_optional(fields, "memory", validate.size),
+            cpu=take_optional(fields, "cpu", validate.percentage),
+            tasks=take_optional(fields, "tasks", validate.count),
+        )
 
 
 @dataclass(frozen=True)
@@ -120,6 +176,9 @@ class ExecResult:
 
     :ivar exit_status: what a shell would report: the command's own, 128+n for signal n, or peerd's
     :ivar duration_usec: microseconds from the start of the command to the end of its whole tree
+    :ivar started_usec: when it was started, in microseconds since the epoch by the target's clock; 0 if it was not
+    :ivar cpu_usec: microseconds of CPU time of the whole tree, or None where that is not known
+    :ivar memory_peak: bytes that the whole tree used at most, or None where that is not known
     :ivar left_behind: how many background processes were stopped after the command itself had ended
     :ivar error: the sentence for every outcome that is not the command's own doing
     """
@@ -130,6 +189,9 @@ class ExecResult:
     duration_usec: int = 0
     left_behind: int = 0
     error: PeerdError | None = None
+    started_usec: int = 0
+    cpu_usec: int | None = None
+    memory_peak: int | None = None
 
     @classmethod
     def failure(cls, error: PeerdError, duration_usec: int = 0) -> ExecResult:
@@ -144,6 +206,9 @@ class ExecResult:
             "signal": self.signal,
             "durationUsec": self.duration_usec,
             "leftBehind": self.left_behind,
+            "startedUsec": self.started_usec,
+            "cpuUsec": self.cpu_usec,
+            "memoryPeak": self.memory_peak,
         }
         return {**fields, "error": self.error.to_wire()} if self.error else fields
 
@@ -151,7 +216,10 @@ class ExecResult:
     def from_wire(cls, fields: Mapping[str, object]) -> ExecResult:
         """The result in the fields of a result message."""
         outcome = take(fields, "outcome", _outcome)
-        error = fields.get("error")
+        error: PeerdError | None = None
+        if outcome not in (Outcome.EXITED, Outcome.SIGNALED):
+            given = fields.get("error")
+            error = PeerdError.from_wire(given if isinstance(given, dict) else {})
         signal = take_optional(fields, "signal", lambda value: validate.integer(value, 1, 127))
         return cls(
             outcome,
@@ -159,7 +227,10 @@ class ExecResult:
             signal,
             take(fields, "durationUsec", _count, 0),
             take(fields, "leftBehind", _count, 0),
-            PeerdError.from_wire(error) if isinstance(error, dict) else None,
+            error,
+            take(fields, "startedUsec", _count, 0),
+            take_optional(fields, "cpuUsec", _count),
+            take_optional(fields, "memoryPeak", _count),
         )
 
 

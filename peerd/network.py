@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import ipaddress
+import random
 import socket
 import struct
 from collections.abc import Callable
@@ -34,6 +36,41 @@ _KEEPALIVE = (
     (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 15_000),
     (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
 )
+
+
+RESERVED_BELOW = 1024
+"""Ports below this can be bound by root alone (ip(7), ip_unprivileged_port_start)."""
+_LOCAL_PORTS = range(600, RESERVED_BELOW)
+
+
+async def dial(address: str, port: int) -> socket.socket:
+    """A TCP connection to an address, from a reserved port where this process may bind one.
+
+    The other end takes a machine's VPN address for a peer; the port tells it that root speaks there and not just any
+    user of that machine.
+
+    :raises OSError: when the connection cannot be made
+    """
+    loop = asyncio.get_running_loop()
+    for local in random.sample(_LOCAL_PORTS, len(_LOCAL_PORTS)):
+        connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        connection.setblocking(False)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            with contextlib.suppress(PermissionError):
+                connection.bind(("", local))
+            await loop.sock_connect(connection, (address, port))
+        except OSError as error:
+            connection.close()
+            # In use by a listener, or by another connection to the same peer.
+            if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):
+                raise
+        except BaseException:
+            connection.close()
+            raise
+        else:
+            return connection
+    raise OSError(errno.EADDRNOTAVAIL, "no free local port below 1024")
 
 
 def tune(connection: socket.socket) -> None:

@@ -89,6 +89,10 @@ class PeerBook:
         """All peers in the order of their addresses."""
         return sorted(self._by_id.values(), key=lambda peer: tuple(map(int, peer.ip_address.split("."))))
 
+    def ids(self) -> list[str]:
+        """The ids of all peers."""
+        return list(self._by_id)
+
     def by_id(self, peer_id: str) -> Peer | None:
         """The peer with this id."""
         return self._by_id.get(peer_id)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from peerd.commands import Command
+from peerd.errors import PeerdError
+from peerd.messages import ExecRequest, ExecResult
 from peerd.validate import printable
 
 _MAX_CELL = 120
+_USEC = 1_000_000
+RECORD_SCHEMA = 1
+"""Version of the record that --json prints; it changes when a field changes its meaning."""
 
 
 def render(command: Command, data: Any, as_json: bool) -> str:
@@ -20,6 +27,59 @@ def render(command: Command, data: Any, as_json: bool) -> str:
         width = max(map(len, data))
         return "".join(f"{key:>{width}}: {_cell(value)}\n" for key, value in data.items())
     return _table(data, command.columns)
+
+
+def event_line(event: str, fields: Mapping[str, object]) -> str:
+    """One event of ``--json --stream``: a JSON object on a line."""
+    return json.dumps({"event": event, **fields}, separators=(",", ":")) + "\n"
+
+
+def encoded(data: bytes) -> dict[str, str]:
+    """Output for JSON: ``data`` as text with ``encoding`` "utf-8", or in base64 where it is no UTF-8."""
+    try:
+        return {"data": data.decode("utf-8"), "encoding": "utf-8"}
+    except UnicodeDecodeError:
+        return {"data": base64.b64encode(data).decode("ascii"), "encoding": "base64"}
+
+
+def complete_record(record: dict[str, object], stdout: bytes, stderr: bytes) -> str:
+    """The record of a command with its output in it, as JSON."""
+    for stream, data in (("stdout", stdout), ("stderr", stderr)):
+        text = encoded(data)
+        record |= {stream: text["data"], f"{stream}_encoding": text["encoding"], f"{stream}_bytes": len(data)}
+    return json.dumps(record, indent=2) + "\n"
+
+
+def record(peer: str, request: ExecRequest, result: ExecResult) -> dict[str, object]:
+    """All that is known of a command that was asked of a peer, but for its output; times in seconds."""
+    error = result.error
+    return {
+        "schema": RECORD_SCHEMA,
+        "exec_id": request.exec_id,
+        "peer": peer,
+        "directory": request.directory or None,
+        "command": list(request.argv) or request.shell_cmd or (request.action and request.action.value),
+        "user": request.user or "root",
+        "outcome": result.outcome.value,
+        "exit_status": result.exit_status,
+        "signal": result.signal,
+        "started": moment(result.started_usec / _USEC) if result.started_usec else None,
+        "duration": result.duration_usec / _USEC,
+        "cpu": result.cpu_usec / _USEC if result.cpu_usec is not None else None,
+        "memory_peak": result.memory_peak,
+        "left_behind": result.left_behind,
+        "error": error_fields(error) if error else None,
+    }
+
+
+def error_fields(error: PeerdError) -> dict[str, object]:
+    """An error in a record."""
+    return {"code": error.code.value, "message": error.sentence, "hints": error.hints}
+
+
+def moment(seconds: float) -> str:
+    """A time, in seconds since the epoch, as RFC 3339 has it, in UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ _MANAGER = "org.freedesktop.systemd1.Manager"
 _SCOPE = "org.freedesktop.systemd1.Scope"
 _PROPERTIES = "org.freedesktop.DBus.Properties"
 _USEC = 1_000_000
+_UNKNOWN = 2**64 - 1
+"""What systemd says where it keeps no account."""
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 
@@ -52,6 +55,52 @@ def kill(name: str) -> None:
     """SIGKILL everything in a scope without asking systemd, for when it does not answer (cgroup.kill of cgroups(7))."""
     with contextlib.suppress(OSError):
         (_cgroup(name) / "cgroup.kill").write_text("1")
+
+
+def memory_peak(name: str) -> int | None:
+    """The most memory that a scope has used, in bytes, while it exists; None where the kernel does not tell."""
+    try:
+        return int((_cgroup(name) / "memory.peak").read_text())
+    except (OSError, ValueError):
+        return None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of a scope's resources; None for none.
+
+    :ivar memory: bytes (MemoryMax=)
+    :ivar cpu: percent of one CPU (CPUQuota=)
+    :ivar tasks: processes and threads (TasksMax=)
+    """
+
+    memory: int | None = None
+    cpu: float | None = None
+    tasks: int | None = None
+
+    def properties(self) -> list[tuple[str, Variant]]:
+        """The bounds as properties of a unit."""
+        found = []
+        if self.memory:
+            found += [("MemoryMax", Variant("t", self.memory)), ("MemorySwapMax", Variant("t", 0))]
+        if self.cpu:
+            found.append(("CPUQuotaPerSecUSec", Variant("t", max(1, round(self.cpu / 100 * _USEC)))))
+        if self.tasks:
+            # The gate is one of the scope's processes and none of the command's.
+            found.append(("TasksMax", Variant("t", self.tasks + 1)))
+        return found
+
+
+@dataclass(frozen=True)
+class ScopeEnd:
+    """How a scope ended.
+
+    :ivar result: systemd's word for it: "success", "timeout", "oom-kill", …
+    :ivar cpu_usec: microseconds of CPU time, or None where that is not known
+    """
+
+    result: str
+    cpu_usec: int | None
 
 
 class ScopeManager:
@@ -89,11 +138,14 @@ class ScopeManager:
             await bus.wait_for_disconnect()
         self._fail_jobs("connection to the system bus lost")
 
-    async def start(self, name: str, pid: int, description: str, timeout: float, grace: float) -> None:
+    async def start(
+        self, name: str, pid: int, description: str, timeout: float, grace: float, limits: Limits | None = None
+    ) -> None:
         """Move a process into a new scope and return when the scope is active.
 
         :param timeout: seconds after which systemd stops the whole scope (RuntimeMaxSec=)
         :param grace: seconds from SIGTERM to SIGKILL when it is stopped (TimeoutStopSec=)
+        :param limits: bounds of its resources, or None
         :raises ScopeError: when systemd refuses, for example because a unit of that name exists
         """
         properties = [
@@ -109,6 +161,7 @@ class ScopeManager:
             ("TasksAccounting", Variant("b", True)),
             ("CollectMode", Variant("s", "inactive-or-failed")),
             ("AddRef", Variant("b", True)),
+            *(limits.properties() if limits else []),
         ]
         body = [name, "fail", [[key, value] for key, value in properties], []]
         result = await self._job(name, "StartTransientUnit", "ssa(sv)a(sa(sv))", body)
@@ -125,16 +178,15 @@ class ScopeManager:
         except NoSuchUnit:
             return
 
-    async def end(self, name: str) -> str:
-        """How a scope that :meth:`start` made has ended; afterwards systemd may forget it.
-
-        :returns: systemd's Result: "success", "timeout", "oom-kill", …
-        """
+    async def end(self, name: str) -> ScopeEnd:
+        """How a scope that :meth:`start` made has ended; afterwards systemd may forget it."""
         bus = await self.connect()
         path = f"{_PATH}/unit/{_escape(name)}"
-        reply = await _call(bus, _SERVICE, path, _PROPERTIES, "Get", "ss", [_SCOPE, "Result"])
+        reply = await _call(bus, _SERVICE, path, _PROPERTIES, "GetAll", "s", [_SCOPE])
         await _call(bus, _SERVICE, _PATH, _MANAGER, "UnrefUnit", "s", [name])
-        return str(reply[0].value)
+        values: dict[str, Variant] = reply[0]
+        cpu = values["CPUUsageNSec"].value
+        return ScopeEnd(str(values["Result"].value), cpu // 1000 if cpu < _UNKNOWN else None)
 
     async def _job(self, name: str, method: str, signature: str, body: list[Any], bounded: bool = True) -> str:
         # Registered by unit name before the call, because the job may be gone before its path is known.

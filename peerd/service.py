@@ -5,24 +5,25 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from peerd import __version__, connection, validate
+from peerd import __version__, network, remote, validate
 from peerd.commands import BY_NAME, COMMANDS, snake_case
 from peerd.config import Config
-from peerd.connection import Connection
 from peerd.errors import Code, PeerdError
-from peerd.executor import Caller, Executor, Sink, describe
+from peerd.executor import Executor
 from peerd.journal import Event, log
-from peerd.messages import Action, ExecRequest, ExecResult, take
+from peerd.messages import Action, ExecRequest, ExecResult
 from peerd.node import LEADER, WORKER, Node
 from peerd.peers import Peer
 from peerd.registry import Identity, Registry
+from peerd.render import moment, record
+from peerd.run import describe
+from peerd.session import Session
 
-_CANCEL_LIMIT = 60.0
-"""Seconds to wait for a target's word that a cancelled command is gone."""
+_USEC = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -33,25 +34,14 @@ class Answer:
     :ivar text: for the others: a sentence, or ""
     :ivar error: what went wrong, or what to know beside the data
     :ivar status: the exit status of ``d``
+    :ivar record: all that is known of the command that it ran, but for its output
     """
 
     data: Any = None
     text: str = ""
     error: PeerdError | None = None
     status: int = 0
-
-
-@dataclass(frozen=True)
-class Session:
-    """Who called, where output goes, and how the caller takes it back.
-
-    :ivar say: shows a line of progress
-    """
-
-    caller: Caller
-    sink: Sink
-    cancel: asyncio.Event
-    say: Callable[[str], None]
+    record: Mapping[str, object] | None = None
 
 
 class Service:
@@ -73,29 +63,62 @@ class Service:
         return answer
 
     async def do_exec_on_peer(
-        self, session: Session, peer: str, directory: str, shell_cmd: str, timeout: float | None = None
+        self,
+        session: Session,
+        peer: str,
+        directory: str,
+        shell_cmd: str = "",
+        timeout: float | None = None,
+        stdin: bool = False,
+        env: Sequence[tuple[str, str]] = (),
+        user: str = "",
+        login: bool = False,
+        memory: int | None = None,
+        cpu: float | None = None,
+        tasks: int | None = None,
+        argv: Sequence[str] = (),
     ) -> Answer:
-        """Run a shell command on a peer."""
-        request = ExecRequest(new_exec_id(), directory, shell_cmd, timeout=timeout)
-        return _answer(await self.execute(peer, request, session))
+        """Run a shell command, or a program with its arguments, on a peer."""
+        if bool(shell_cmd) == bool(argv):
+            raise PeerdError(Code.USAGE, reason="Either --shellCmd or a program after -- is needed, and not both")
+        try:
+            program = validate.arguments(argv) if argv else ()
+        except ValueError as error:
+            raise PeerdError(Code.USAGE, reason=f"The program and its arguments: {error}") from None
+        request = ExecRequest(
+            new_exec_id(),
+            directory,
+            shell_cmd,
+            program,
+            None,
+            timeout,
+            dict(env),
+            user,
+            login,
+            stdin,
+            memory,
+            cpu,
+            tasks,
+        )
+        return _answer(peer, request, await self.execute(peer, request, session))
 
     async def do_remote_pull(self, session: Session, peer: str, timeout: float | None = None) -> Answer:
         """Run the peer's pull-command."""
-        return _answer(await self._act(session, peer, Action.PULL, timeout))
+        return await self._act(session, peer, Action.PULL, timeout)
 
     async def do_remote_bd(self, session: Session, peer: str, timeout: float | None = None) -> Answer:
         """Run the peer's build-command."""
-        return _answer(await self._act(session, peer, Action.BUILD, timeout))
+        return await self._act(session, peer, Action.BUILD, timeout)
 
     async def do_remote_deploy_daemon(self, session: Session, peer: str, timeout: float | None = None) -> Answer:
         """Pull, then build; stop at the first failure and say at which step."""
         for step, action in enumerate(Action, 1):
             session.say(f"{action} on {peer} (step {step} of {len(Action)})")
-            result = await self._act(session, peer, action, timeout)
-            if result.exit_status:
+            answer = await self._act(session, peer, action, timeout)
+            if answer.status:
                 skipped = ", build not started" if action is Action.PULL else ""
-                session.say(f"Deploy on {peer} failed: {action} ended with exit status {result.exit_status}{skipped}")
-                return _answer(result)
+                session.say(f"Deploy on {peer} failed: {action} ended with exit status {answer.status}{skipped}")
+                return answer
         session.say(f"Deployed on {peer}")
         return Answer()
 
@@ -114,14 +137,14 @@ class Service:
         if role == WORKER and not (leader or now.leader_address):
             leader = self._config().leader_address
         address = (leader or now.leader_address) if role == WORKER else ""
-        return await self._become(Identity(role, id or self._valid_id(), address), "Peer config saved. ")
+        return await self._become(Identity(role, id or now.peer_id or _own_id(), address), "Peer config saved. ")
 
     async def do_register_worker(self, session: Session, leader: str | None = None) -> Answer:
         """Join a leader under the host name; again, after a change or a deletion."""
         now = self._node.identity
         address = leader or now.leader_address or self._config().leader_address
         kept = now.peer_id if now.role == WORKER else ""
-        return await self._become(Identity(WORKER, kept or self._valid_id(), address), "")
+        return await self._become(Identity(WORKER, kept or _own_id(), address), "")
 
     async def do_get_peer_status(self, session: Session) -> Answer:
         """This machine's role, id and connection."""
@@ -202,7 +225,7 @@ class Service:
                 await link.send("ping")
                 await link.expect("pong")
         except OSError as error:
-            raise _connect_failed(target, error) from None
+            raise remote.connect_failed(target, error) from None
         return Answer(text=f"pong from {peer} ({target.ip_address}) in {(time.monotonic() - began) * 1000:.1f} ms")
 
     async def do_version(self, session: Session) -> Answer:
@@ -220,9 +243,9 @@ class Service:
         began = time.monotonic()
         try:
             if peer_id == self._node.peer_id:
-                result = await self._executor.run(request, session.caller, session.sink, session.cancel)
+                result = await self._executor.run(request, session.caller, session.sink, session.cancel, session.stdin)
             else:
-                result = await self._execute_remotely(await self._node.resolve(peer_id), request, session)
+                result = await remote.execute(self._node.pool, await self._node.resolve(peer_id), request, session)
         except PeerdError as error:
             result = ExecResult.failure(error, round((time.monotonic() - began) * 1_000_000))
         if result.left_behind:
@@ -238,53 +261,9 @@ class Service:
         )
         return result
 
-    async def _act(self, session: Session, peer: str, action: Action, timeout: float | None) -> ExecResult:
-        return await self.execute(peer, ExecRequest(new_exec_id(), action=action, timeout=timeout), session)
-
-    async def _execute_remotely(self, target: Peer, request: ExecRequest, session: Session) -> ExecResult:
-        lost = PeerdError(Code.LOST, peer=target.peer_id, exec_id=request.exec_id)
-        asked = False
-        try:
-            async with self._node.pool.borrow(target.ip_address) as link:
-                asked = True
-                await link.send("execRequest", request.to_wire())
-                canceller = asyncio.create_task(_forward_cancel(session.cancel, link))
-                try:
-                    return await self._follow(target, link, session)
-                finally:
-                    canceller.cancel()
-        except OSError as error:
-            raise lost if asked else _connect_failed(target, error) from None
-        except PeerdError as error:
-            if error.code is Code.BAD_MESSAGE and asked:
-                log(Event.PROTOCOL_ERROR, f"From {target.peer_id}: {error.sentence}", peer=target.peer_id)
-                raise lost from None
-            raise
-
-    async def _follow(self, target: Peer, link: Connection, session: Session) -> ExecResult:
-        """Pass on what the target sends until the result."""
-        while True:
-            frame = await link.receive()
-            if frame is None:
-                raise ConnectionError("closed before the result")
-            if frame.type == "output":
-                stream = take(frame.fields, "stream", _stream)
-                if not session.cancel.is_set():
-                    try:
-                        await session.sink.output(stream, frame.payload)
-                    except ConnectionError:
-                        session.cancel.set()
-            elif frame.type == "started":
-                await session.sink.started()
-            elif frame.type == "result":
-                result = ExecResult.from_wire(frame.fields)
-                if result.error:
-                    # Errors name the peer; which one it is we know better than the message.
-                    details = {**result.error.details, "peer": target.peer_id}
-                    result = replace(result, error=PeerdError(result.error.code, **details))
-                return result
-            elif frame.type == "error":
-                raise PeerdError.from_wire(frame.fields)
+    async def _act(self, session: Session, peer: str, action: Action, timeout: float | None) -> Answer:
+        request = ExecRequest(new_exec_id(), action=action, timeout=timeout)
+        return _answer(peer, request, await self.execute(peer, request, session))
 
     async def _become(self, identity: Identity, prefix: str) -> Answer:
         error = await self._node.become(identity)
@@ -296,12 +275,6 @@ class Service:
             what = f"{prefix}Registered as worker '{identity.peer_id}', {where}"
         return Answer(text=what, error=error, status=error.kind.exit_status if error else 0)
 
-    def _valid_id(self) -> str:
-        try:
-            return validate.peer_id(self._node.peer_id)
-        except ValueError as error:
-            raise PeerdError(Code.USAGE, reason=f"The host name is {error}; use --id") from None
-
     def _show(self, peer: Peer) -> dict[str, object]:
         last_seen = time.time() if peer.peer_id == self._node.peer_id else peer.last_seen
         return {
@@ -309,12 +282,19 @@ class Service:
             "ip_address": peer.ip_address,
             "mac_address": peer.mac_address,
             "hostname": peer.hostname,
-            "last_seen": _moment(last_seen),
+            "last_seen": moment(last_seen),
             "is_online": peer.is_online,
             "daemon_version": peer.daemon_version,
             "public_key": peer.public_key,
-            "first_seen": _moment(peer.first_seen),
+            "first_seen": moment(peer.first_seen),
         }
+
+
+def _own_id() -> str:
+    try:
+        return validate.peer_id(network.hostname())
+    except ValueError as error:
+        raise PeerdError(Code.USAGE, reason=f"The host name is {error}; use --id") from None
 
 
 def new_exec_id() -> str:
@@ -322,31 +302,5 @@ def new_exec_id() -> str:
     return secrets.token_hex(8)
 
 
-def _answer(result: ExecResult) -> Answer:
-    error = result.error
-    return Answer(error=error, status=result.exit_status)
-
-
-def _stream(value: object) -> str:
-    if value not in ("stdout", "stderr"):
-        raise ValueError("must be stdout or stderr")
-    return str(value)
-
-
-def _moment(seconds: float) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
-
-
-def _connect_failed(target: Peer, error: OSError) -> PeerdError:
-    reason = f" ({connection.why(error)})"
-    return PeerdError(Code.CONNECT_FAILED, peer=target.peer_id, address=target.ip_address, reason=reason)
-
-
-async def _forward_cancel(cancel: asyncio.Event, link: Connection) -> None:
-    await cancel.wait()
-    try:
-        await link.send("cancel")
-        await asyncio.sleep(_CANCEL_LIMIT)
-    except OSError:
-        pass
-    link.abort()
+def _answer(peer: str, request: ExecRequest, result: ExecResult) -> Answer:
+    return Answer(error=result.error, status=result.exit_status, record=record(peer, request, result))

@@ -8,8 +8,10 @@ while the daemon moves it into a scope, then starts the command, waits for it an
 socket. It stays inside the scope, so that its report does not depend on the daemon that asked for it.
 
 A request is one byte that carries four descriptors (stdin, stdout, stderr, control; see unix(7), SCM_RIGHTS), then
-four bytes of length, then JSON: ``argv``, ``environment`` and ``directory``. The answer is the pid of the gate in four
+four bytes of length, then JSON: ``argv``, ``environment``, ``directory``, and for another user than root ``uid``,
+``gid`` and ``groups``. The answer is the pid of the gate in four
 bytes. The report is a line of JSON: ``{"status": N}`` as from waitpid(2), or ``{"errno": N, "step": "directory"}``.
+The gate stays until the daemon closes the control socket, so that the daemon can still read the scope's figures.
 """
 
 from __future__ import annotations
@@ -77,30 +79,57 @@ def gate(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
         os._exit(0)
     report: dict[str, object]
     try:
-        os.chdir(request["directory"])
+        enter(request)
         pid = os.fork()
     except OSError as error:
         step = "start" if error.errno in (errno.EAGAIN, errno.ENOMEM) else "directory"
         report = {"errno": error.errno, "step": step}
     else:
         if pid == 0:
-            execute(request["argv"], request["environment"])
-        # The pipes must close when the command closes them, whatever the gate still waits for.
-        null = os.open(os.devnull, os.O_RDWR)
-        for fd in range(CONTROL):
-            os.dup2(null, fd)
+            execute(request)
+        drop_streams()
         report = {"status": os.waitpid(pid, 0)[1]}
+    drop_streams()
     with contextlib.suppress(OSError):
         os.write(CONTROL, json.dumps(report).encode() + b"\n")
+        os.read(CONTROL, 1)
     os._exit(0)
 
 
-def execute(argv: list[str], environment: dict[str, str]) -> NoReturn:
+def drop_streams() -> None:
+    """Let go of the command's pipes: they must close when the command closes them, whatever the gate still does."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in range(CONTROL):
+        os.dup2(null, fd)
+    os.close(null)
+
+
+def enter(request: dict[str, Any]) -> None:
+    """Change to the directory with the rights of the command's user, and be root again."""
+    if "uid" not in request:
+        os.chdir(request["directory"])
+        return
+    os.setgroups(request["groups"])
+    os.setegid(request["gid"])
+    os.seteuid(request["uid"])
+    try:
+        os.chdir(request["directory"])
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+
+def execute(request: dict[str, Any]) -> NoReturn:
     """Become the command. A command that cannot be executed ends with 127 or 126, as POSIX has it for a shell."""
     for number in (*IGNORED_BY_GATE, signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
+    argv = request["argv"]
     try:
-        os.execvpe(argv[0], argv, environment)
+        if "uid" in request:
+            os.setgroups(request["groups"])
+            os.setresgid(request["gid"], request["gid"], request["gid"])
+            os.setresuid(request["uid"], request["uid"], request["uid"])
+        os.execvpe(argv[0], argv, request["environment"])
     except OSError as error:
         os.write(2, os.fsencode(f"{argv[0]}: {error.strerror}\n"))
         os._exit(EXIT_NOT_FOUND if error.errno in (errno.ENOENT, errno.ENOTDIR) else EXIT_NOT_EXECUTABLE)

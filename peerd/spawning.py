@@ -42,16 +42,24 @@ class Spawner:
         self._channel = ours
 
     async def spawn(
-        self, argv: Sequence[str], directory: str, environment: Mapping[str, str], descriptors: Sequence[int]
+        self,
+        argv: Sequence[str],
+        directory: str,
+        environment: Mapping[str, str],
+        descriptors: Sequence[int],
+        user: Mapping[str, object] | None = None,
     ) -> int:
         """Start a gate for one command; it waits for a byte on its control socket before it starts anything.
 
         :param argv: the command, arguments as str with surrogateescape
+        :param user: ``uid``, ``gid`` and ``groups`` of the user to run it as, or None for root
         :param descriptors: stdin, stdout, stderr and control; the caller closes its own copies
         :returns: the pid of the gate
         :raises OSError: when the spawner cannot be started or dies
         """
-        payload = json.dumps({"argv": argv, "directory": directory, "environment": environment}).encode()
+        payload = json.dumps(
+            {"argv": argv, "directory": directory, "environment": environment, **(user or {})}
+        ).encode()
         async with self._lock:
             self.start()
             channel = self._channel

@@ -12,11 +12,17 @@ import re
 
 MAX_COMMAND = 128 * 1024 - 1
 """Bytes in one argument: MAX_ARG_STRLEN of execve(2) is 32 pages, with the final NUL."""
+MAX_ARGUMENTS = 4096
+MAX_VARIABLES = 256
 MAX_PATH = 4095
 """Bytes in a path: PATH_MAX of limits.h is 4096, with the final NUL."""
 
 _MAX_SHOWN = 80
 _PEER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_USER = re.compile(r"[a-z_][a-z0-9_.-]{0,30}\$?")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
+_SIZE = re.compile(r"([0-9]{1,18})([KMGT]?)")
+_PERCENT = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)%?")
 _EXEC_ID = re.compile(r"[0-9a-f]{16,32}")
 _MAC = re.compile(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}")
 
@@ -115,6 +121,58 @@ def seconds(value: object) -> float:
     if not 0 < number <= 365 * 86400:
         raise ValueError(f"not a number of seconds: {shown(value)} (more than 0, fractions allowed)")
     return max(number, 0.001)
+
+
+def user(value: object) -> str:
+    """The name of a user (useradd(8))."""
+    if not isinstance(value, str) or not _USER.fullmatch(value):
+        raise ValueError(f"not a user name: {shown(value)}")
+    return value
+
+
+def assignment(value: object) -> tuple[str, str]:
+    """A variable of the environment from ``NAME=VALUE``. Names that start with PEERD_ are peerd's own."""
+    name, equals, content = string(value, "variable", MAX_COMMAND).partition("=")
+    if not equals or not _VARIABLE.fullmatch(name):
+        raise ValueError(f"not an assignment: {shown(value)} (NAME=VALUE)")
+    if name.startswith("PEERD_"):
+        raise ValueError(f"{name} is set by peerd")
+    return name, content
+
+
+def arguments(value: object) -> tuple[str, ...]:
+    """A program and its arguments, to be run without a shell; together within the bound of a shell command."""
+    if not isinstance(value, (list, tuple)) or not 0 < len(value) <= MAX_ARGUMENTS:
+        raise ValueError(f"must be 1 to {MAX_ARGUMENTS} arguments")
+    checked = tuple(string(item, "argument", MAX_COMMAND) for item in value)
+    if sum(len(item.encode("utf-8", "surrogateescape")) + 1 for item in checked) > MAX_COMMAND:
+        raise ValueError(f"arguments are too long: at most {MAX_COMMAND} bytes together")
+    if not checked[0]:
+        raise ValueError("the program's name is empty")
+    return checked
+
+
+def size(value: object) -> int:
+    """A number of bytes: a whole number with K, M, G or T for powers of 1024 (systemd.resource-control(5))."""
+    match = _SIZE.fullmatch(value) if isinstance(value, str) else None
+    number = int(match[1]) << 10 * " KMGT".index(match[2] or " ") if match else value
+    return integer(number, 1, 2**62)
+
+
+def percentage(value: object) -> float:
+    """A share of one CPU in percent, over 100 for several (CPUQuota= of systemd.resource-control(5))."""
+    match = _PERCENT.fullmatch(value) if isinstance(value, str) else None
+    number = float(match[1]) if match else value
+    if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 < number <= 1_000_000:
+        raise ValueError(f"not a percentage: {shown(value)} (more than 0)")
+    return float(number)
+
+
+def count(value: object) -> int:
+    """A number of processes and threads, at least one."""
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        value = int(value[:19])
+    return integer(value, 1, 2**31)
 
 
 def boolean(value: object) -> bool:

@@ -8,12 +8,32 @@ import subprocess
 import pytest
 from lab import Machine
 
-TALK = """
-import socket, sys
-connection = socket.create_connection((sys.argv[1], 3600), 3)
+CONNECT = """
+import random, socket, sys
+
+def connect(address, ports):
+    for port in ports:
+        connection = socket.socket()
+        connection.settimeout(3)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            connection.bind(("", port))
+            connection.connect((address, 3600))
+            return connection
+        except OSError as error:
+            connection.close()
+            if error.errno not in (98, 99):  # The port was used a moment ago.
+                raise
+"""
+
+TALK = (
+    CONNECT
+    + """
+ports = [0] if "any-port" in sys.argv else random.sample(range(600, 1024), 100)
+connection = connect(sys.argv[1], ports)
 connection.settimeout(5)
 connection.sendall(sys.stdin.buffer.read())
-if sys.argv[2:] != ["open"]:
+if "open" not in sys.argv:
     connection.shutdown(socket.SHUT_WR)
 try:
     while data := connection.recv(65536):
@@ -23,6 +43,7 @@ try:
 except (ConnectionResetError, TimeoutError) as error:
     print(type(error).__name__)
 """
+)
 HELLO = b'{"type":"hello","protocol":1,"version":"test"}\n'
 EXEC = b'{"type":"execRequest","execId":"%s","directory":"/","shellCmd":"touch /root/broken-in"}\n'
 
@@ -57,6 +78,14 @@ def test_a_local_connection_to_the_peers_port_is_nobodys(desktop: Machine) -> No
         answer = talk(desktop, address, HELLO + EXEC % (b"2" * 16))
         assert b"hello" not in answer
         assert not desktop.ok("test -e /root/broken-in")
+
+
+def test_a_user_of_a_peer_who_is_not_root_does_not_speak_for_it(desktop: Machine, vps: Machine) -> None:
+    request = HELLO + EXEC % (b"3" * 16)
+    assert b"hello" not in talk(desktop, "10.0.0.1", request, "any-port")
+    as_nobody = ["setpriv", "--reuid=nobody", "--clear-groups", "python3", "-c", TALK, "10.0.0.1"]
+    assert b"PermissionError" in desktop.run(as_nobody, input=request, check=False).stderr
+    assert not vps.ok("test -e /root/broken-in")
 
 
 def test_a_request_runs_once(desktop: Machine, vps: Machine) -> None:
@@ -99,14 +128,17 @@ def test_malformed_input_is_answered_and_the_daemon_goes_on(
 
 
 def test_silent_connections_and_half_frames_hold_nobody_up(desktop: Machine, vps: Machine) -> None:
-    hold = """
-import socket, sys, time
-held = [socket.create_connection(("10.0.0.1", 3600), 3) for _ in range(200)]
+    hold = (
+        CONNECT
+        + """
+ports = iter(range(600, 1024))
+held = [connect("10.0.0.1", ports) for _ in range(200)]
 for connection in held[:100]:
     connection.sendall(b'{"type":"hel')
 print("held", flush=True)
 sys.stdin.read()
 """
+    )
     rss = "awk '/VmRSS/ {print $2}' /proc/$(systemctl show -P MainPID peerd)/status"
     before = int(vps.out(rss))
     with desktop.popen(["python3", "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:

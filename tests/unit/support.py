@@ -15,11 +15,13 @@ from typing import Any
 from peerd import config, messages
 from peerd.config import Config
 from peerd.connection import Connection
-from peerd.executor import Caller, Executor, Sink
+from peerd.executor import Executor
 from peerd.journal import Event
 from peerd.messages import ExecRequest, ExecResult, Registration
 from peerd.protocol import Decoder, Frame
-from peerd.scopes import ScopeError, ScopeManager
+from peerd.scopes import Limits, ScopeEnd, ScopeError, ScopeManager
+from peerd.session import Caller, Sink
+from peerd.stdin import Stdin
 
 LOCALHOST = "127.0.0.1"
 IP_PKTINFO = 8
@@ -243,7 +245,9 @@ class FakeExecutor(Executor):
         self._script = script
         self.requests: list[tuple[ExecRequest, str]] = []
 
-    async def run(self, request: ExecRequest, caller: Caller, sink: Sink, cancel: asyncio.Event) -> ExecResult:
+    async def run(
+        self, request: ExecRequest, caller: Caller, sink: Sink, cancel: asyncio.Event, stdin: Stdin | None = None
+    ) -> ExecResult:
         self.requests.append((request, str(caller)))
         return await self._script(request, caller, sink, cancel)
 
@@ -266,7 +270,9 @@ class FakeScopes(ScopeManager):
         self.refuse_stop = ""
         self._grace = 0.0
 
-    async def start(self, name: str, pid: int, description: str, timeout: float, grace: float) -> None:
+    async def start(
+        self, name: str, pid: int, description: str, timeout: float, grace: float, limits: Limits | None = None
+    ) -> None:
         self.calls.append(("start", name))
         self.timeouts.append((timeout, grace))
         self.gates[name] = pid
@@ -292,9 +298,9 @@ class FakeScopes(ScopeManager):
             for fd in held:
                 os.close(fd)
 
-    async def end(self, name: str) -> str:
+    async def end(self, name: str) -> ScopeEnd:
         self.calls.append(("end", name))
-        return self.result
+        return ScopeEnd(self.result, 1000)
 
     def members(self, name: str) -> list[int]:
         """The processes in a scope."""

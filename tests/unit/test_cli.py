@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -53,7 +54,7 @@ def test_help_on_a_command_names_all_its_options(command: Command) -> None:
     for option in command.options:
         assert option.flag in text
         assert option.help in " ".join(text.split())
-    assert ("--json" in text) == command.data
+    assert ("--json" in text) == (command.data or command.record)
 
 
 @pytest.mark.parametrize("command", SERVED, ids=lambda command: command.name)
@@ -183,7 +184,7 @@ def test_help_on_an_unknown_command_says_that_there_is_none() -> None:
     assert "No such command: 'xyzzy'" in usage_error("help", "xyzzy")
 
 
-@pytest.mark.parametrize("argv", [["ping", "vps"], ["listPeers", "x", "y"], [*EXEC, "more"]])
+@pytest.mark.parametrize("argv", [["ping", "vps"], ["listPeers", "x", "y"]])
 def test_an_argument_too_many_is_refused(argv: list[str]) -> None:
     assert argv[-1] in usage_error(*argv)
 
@@ -230,3 +231,28 @@ def test_asking_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     parse(["xyzzy"])
     parse(EXEC)
     assert capfd.readouterr() == ("", "")
+
+
+PEERS = ("desktop", "laptop", "vps")
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ([], NAMES),
+        ([""], NAMES),
+        (["remoteP"], ["remotePull"]),
+        (["remotePull", "--peer", ""], PEERS),
+        (["remotePull", "--peer", "l"], ["laptop"]),
+        (["remotePull", "--peer", "laptop", "--pe"], []),
+        (["remotePull", "--t"], ["--timeout"]),
+        (["remotePull", "--timeout", ""], []),
+        (["execOnPeer", "--env", "A=1", "--en"], ["--env"]),
+        (["setPeerConfig", "--role", ""], ["leader", "worker"]),
+        (["listPeers", "--"], ["--help", "--json"]),
+        (["help", "get"], ["getPeerInfo", "getPeerStatus"]),
+        (["noSuchCommand", ""], []),
+    ],
+)
+def test_completion_offers_what_can_come_next(typed: list[str], offered: Sequence[str]) -> None:
+    assert parse(["--complete", *typed], peers=PEERS) == Reply("".join(f"{word}\n" for word in sorted(offered)))

@@ -42,7 +42,8 @@ def test_the_service_has_a_method_with_exactly_the_options_of_the_table(command:
     assert inspect.iscoroutinefunction(method)
     parameters = list(inspect.signature(method).parameters.values())[2:]
     assert [(parameter.name, parameter.default is inspect.Parameter.empty) for parameter in parameters] == [
-        (option.name, option.required) for option in command.options
+        *((option.name, option.required) for option in command.options),
+        *([(command.rest, False)] if command.rest else []),
     ]
 
 

@@ -76,8 +76,8 @@ def test_raisers_whose_code_is_a_variable_say_all_that_any_sentence_names() -> N
         for place, call in raisers()
         if code_of(call) is None
     }
-    # The executor chooses among these, and the service passes an error on.
-    assert variable == {("executor.py", frozenset({"peer", "directory", "reason"})), ("service.py", frozenset({"**"}))}
+    # A run chooses among these, and what came from a target is passed on.
+    assert variable == {("run.py", frozenset({"peer", "directory", "reason"})), ("remote.py", frozenset({"**"}))}
     for code in (Code.NO_SUCH_DIRECTORY, Code.NOT_A_DIRECTORY, Code.NO_ACCESS, Code.START_FAILED):
         assert placeholders(code) <= {"peer", "directory", "reason"}
 

@@ -15,11 +15,12 @@ import pytest
 
 from peerd import scopes
 from peerd.errors import Code, Outcome
-from peerd.executor import Caller, Executor, Sink
+from peerd.executor import Executor
 from peerd.journal import Event
 from peerd.messages import MAX_OUTPUT, Action, ExecRequest, ExecResult
-from peerd.scopes import ScopeManager, scope_name
+from peerd.scopes import Limits, ScopeManager, scope_name
 from peerd.service import new_exec_id
+from peerd.session import Caller, Sink
 from unit.support import EXEC_ID, FakeScopes, Heard, Journal, settings
 
 CALLER = Caller("laptop", "ann")
@@ -357,9 +358,13 @@ class Timed(FakeScopes):
     def __init__(self) -> None:
         super().__init__(result="timeout")
 
-    async def start(self, name: str, pid: int, description: str, timeout: float, grace: float) -> None:
-        await super().start(name, pid, description, timeout, grace)
-        asyncio.get_running_loop().call_later(timeout, self.kill, name)
+    async def start(
+        self, name: str, pid: int, description: str, timeout: float, grace: float, limits: Limits | None = None
+    ) -> None:
+        await super().start(name, pid, description, timeout, grace, limits)
+        loop = asyncio.get_running_loop()
+        loop.call_later(timeout, self.kill, name)
+        loop.call_later(timeout + 2, self.kill, name, signal.SIGKILL)
 
 
 def test_a_command_that_ran_out_of_time_says_after_how_long() -> None:

@@ -16,7 +16,6 @@ import pytest
 
 from peerd import __version__
 from peerd.errors import Code, Outcome, PeerdError
-from peerd.executor import Caller, Sink
 from peerd.fronts import UnixFront
 from peerd.journal import Event
 from peerd.messages import ExecRequest, ExecResult
@@ -24,6 +23,7 @@ from peerd.node import Node
 from peerd.protocol import PROTOCOL_VERSION
 from peerd.registry import Identity, Registry
 from peerd.service import Service
+from peerd.session import Caller, Sink
 from unit.support import FakeExecutor, Journal, Script, Wire, dialled, settings, unix_server
 
 USER = pwd.getpwuid(os.getuid()).pw_name
@@ -529,7 +529,7 @@ def test_a_caller_that_does_not_read_holds_up_only_its_own_command(tmp_path: Pat
     async def script(request: ExecRequest, caller: Caller, sink: Sink, cancel: asyncio.Event) -> ExecResult:
         nonlocal sent
         if request.shell_cmd == "make":
-            while sent < 300:
+            while sent < 100:
                 await sink.output("stdout", chunk)
                 sent += 1
         return ExecResult(Outcome.EXITED, 0)
@@ -539,9 +539,9 @@ def test_a_caller_that_does_not_read_holds_up_only_its_own_command(tmp_path: Pat
             await slow.link.send("invoke", {"argv": EXEC})
             for _ in range(5):
                 assert (await invoke(other, *EXEC[:-1], "true")).status == 0
-            assert sent < 100
+            assert sent < 50
             shown = await said(slow)
-            assert (len(shown.stdout), shown.status) == (300 * len(chunk), 0)
+            assert (len(shown.stdout), shown.status) == (100 * len(chunk), 0)
 
     asyncio.run(main())
 
@@ -553,5 +553,40 @@ def test_closing_ends_all_connections(tmp_path: Path) -> None:
             local.front.close()
             await idle.end()
             await busy.end()
+
+    asyncio.run(main())
+
+
+def test_a_call_can_give_all_that_the_command_line_can(tmp_path: Path) -> None:
+    params = {
+        "peer": "here",
+        "directory": "/tmp",
+        "argv": ["cat", "-n"],
+        "env": ["A=1", "B=2=3"],
+        "user": "ann",
+        "login": True,
+        "memory": "1M",
+        "cpu": 50,
+        "tasks": 3,
+        "timeout": 1.5,
+    }
+
+    async def main() -> None:
+        async with served(tmp_path) as local, greeted(local.path) as wire:
+            peer = (await wire.ask("call", {"command": "getPeerStatus"})).fields["data"]
+            assert isinstance(peer, dict)
+            await wire.link.send("call", {"command": "execOnPeer", "params": {**params, "peer": peer["peer_id"]}})
+            while (frame := await wire.link.receive()) and frame.type != "reply":
+                pass
+            ((request, _),) = local.executor.requests
+            assert (request.argv, request.env) == (("cat", "-n"), {"A": "1", "B": "2=3"})
+            assert (request.memory, request.cpu, request.tasks, request.timeout) == (1024**2, 50, 3, 1.5)
+            assert (request.user, request.login) == ("ann", True)
+            out_of_bounds: list[dict[str, object]] = [{"env": "A=1"}, {"env": ["A"]}, {"argv": []}, {"argv": "ls"}]
+            out_of_bounds += [{"login": "yes"}, {"more": 1}]
+            for wrong in out_of_bounds:
+                assert (
+                    await wire.ask("call", {"command": "execOnPeer", "params": {**params, **wrong}})
+                ).type == "error"
 
     asyncio.run(main())

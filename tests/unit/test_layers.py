@@ -68,7 +68,7 @@ def test_the_client_loads_nothing_of_peerd_before_it_must() -> None:
     at_once = imports("client", everywhere=False)
     assert not {module for module in at_once if module.startswith("peerd")}
     assert not {module.split(".", maxsplit=1)[0] for module in at_once} & IO
-    assert inside("client") <= {"cli", "errors"}
+    assert inside("client") <= {"cli", "render"}
 
 
 def test_the_spawner_knows_nothing_of_peerd() -> None:

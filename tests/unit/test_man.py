@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import pwd
 import re
 import shlex
 import shutil
@@ -46,7 +47,7 @@ class Page:
 
     def __init__(self, name: str, lines: list[str] | None = None) -> None:
         self.name = name
-        self.lines = (MAN / name).read_text().splitlines() if lines is None else lines
+        self.lines = (MAN / name).read_text().replace("\\\n", "").splitlines() if lines is None else lines
 
     def __repr__(self) -> str:
         return self.name
@@ -136,9 +137,11 @@ def _difference(documented: set[str], there: set[str]) -> str:
 def _head(command: Command) -> str:
     words = [".It Ic", command.name]
     for option in command.options:
-        one = f"Fl {option.flag.removeprefix('-')} Ar {option.metavar.lower()}"
+        one = f"Fl {option.flag.removeprefix('-')}" + (f" Ar {option.metavar.lower()}" if option.metavar else "")
         words.append(one if option.required else f"Oo {one} Oc")
-    words += ["Oo Fl -json Oc"] * command.data + [f"Op Ar {command.argument}"] * bool(command.argument)
+    words += ["Oo Fl -json Oc"] * (command.data or command.record) + ["Oo Fl -stream Oc"] * command.record
+    words += [rf"Op Fl \&- Ar {command.rest}"] * bool(command.rest)
+    words += [f"Op Ar {command.argument}"] * bool(command.argument)
     return " ".join(words)
 
 
@@ -156,7 +159,7 @@ def test_every_value_of_an_option_is_explained() -> None:
 
 def test_no_command_or_option_is_named_that_does_not_exist() -> None:
     flags = {option.flag for command in COMMANDS for option in command.options}
-    flags |= {"--json", "--version", "--help", "-h"}
+    flags |= {"--json", "--stream", "--version", "--help", "-h", r"-\&-"}
     assert {f"-{word}" for page in ALL for word in page.arguments("Fl")} <= flags
     assert {*D.arguments("Ic"), *PEERD.arguments("Ic")} <= set(BY_NAME)
     literal = "\n".join(page.text for page in ALL)
@@ -236,10 +239,10 @@ def _environment(module: str) -> set[str]:
 
 
 def test_environment() -> None:
-    there = _environment("client") | login_environment("0" * 16, "peer").keys()
+    there = _environment("client") | login_environment("0" * 16, "peer", pwd.getpwnam("root")).keys()
     documented = set(D.part(".Sh ENVIRONMENT").arguments("Ev"))
     assert documented == there, _difference(documented, there)
-    assert login_environment("0" * 16, "peer")["PATH"] in D.text
+    assert login_environment("0" * 16, "peer", pwd.getpwnam("root"))["PATH"] in D.text
     assert _environment("daemon") <= set(PEERD.part(".Sh ENVIRONMENT").arguments("Ev"))
 
 
@@ -279,14 +282,14 @@ def test_events_stand_in_the_order_of_the_table() -> None:
 
 def test_journal_fields() -> None:
     given = {word.arg for _, call in _calls("log") for word in call.keywords if word.arg and word.arg != "unit"}
-    given |= {name for _, name in _keys(_function("executor", "describe"))}
+    given |= {name for _, name in _keys(_function("run", "describe"))}
     there = {f"PEERD_{name.upper()}" for name in given}
     keywords = {word.arg for _, call in _calls("send") for word in call.keywords if word.arg}
     there |= {word for word in keywords if word.startswith("PEERD_")}
     documented = {name for (name,) in PEERD.part(".Ss Fields").items(r"Va (PEERD_\w+)")}
     assert documented == there, _difference(documented, there)
     named = {word for page in ALL for word in page.arguments("Va") if word.startswith("PEERD_")}
-    variables = login_environment("0" * 16, "peer").keys()
+    variables = login_environment("0" * 16, "peer", pwd.getpwnam("root")).keys()
     in_text = {word for page in ALL for word in re.findall(r"PEERD_[A-Z_]+", page.text)}
     assert named <= there
     assert in_text <= there | variables | _environment("client")

@@ -51,10 +51,12 @@ class Gate:
         self.theirs.close()
 
     async def report(self) -> dict[str, object] | None:
-        """What the gate says at its end, None for nothing."""
+        """What the gate says at its end, None for nothing. It then waits until it is let go."""
         data = b""
         while chunk := await asyncio.get_running_loop().sock_recv(self.control, 4096):
             data += chunk
+            if data.endswith(b"\n"):
+                self.control.shutdown(socket.SHUT_WR)
         return json.loads(data) if data else None
 
     async def output(self, stream: str = "stdout") -> bytes:

@@ -12,7 +12,6 @@ import pytest
 
 from peerd import network
 from peerd.errors import Code, Outcome, PeerdError
-from peerd.executor import Caller, Sink
 from peerd.fronts import TcpFront
 from peerd.journal import Event
 from peerd.links import receive_book
@@ -21,6 +20,7 @@ from peerd.node import Node
 from peerd.peers import Peer
 from peerd.protocol import PROTOCOL_VERSION
 from peerd.registry import Identity, Registry
+from peerd.session import Caller, Sink
 from unit.support import EXEC_ID, FakeExecutor, Journal, Script, Wire, dialled, registration, settings, tcp_server
 
 LEADER = Identity("leader", "vps", "")
@@ -47,6 +47,8 @@ def _vpn(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(network, "is_own_address", lambda address: address == "127.0.0.1")
     monkeypatch.setattr(network, "public_key", public_key)
+    # Whoever runs the tests need not be root.
+    monkeypatch.setattr(network, "RESERVED_BELOW", 65536)
 
 
 @dataclass
@@ -89,6 +91,21 @@ async def greeted(remote: Remote, source: str = "127.0.0.4") -> AsyncIterator[Wi
     async with dialled(remote.port, source) as wire:
         await wire.greet()
         yield wire
+
+
+def test_who_comes_from_a_port_that_any_user_can_have_is_dropped(
+    records: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network, "RESERVED_BELOW", 1024)
+
+    async def main() -> None:
+        async with served() as remote:
+            async with dialled(remote.port, "127.0.0.4") as wire:
+                await wire.end()
+            (record,) = records.of(Event.CONNECTION_REFUSED)
+            assert record.message == "Connection from 127.0.0.4 refused: from a port that any user can have"
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,623 @@
+"""Commands on other peers and what a node says of itself, against peers that do what the test says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from peerd import __version__, network
+from peerd.errors import Code, Outcome, PeerdError
+from peerd.journal import Event
+from peerd.messages import ExecRequest, ExecResult
+from peerd.node import Node
+from peerd.peers import Peer
+from peerd.registry import Identity, Registry
+from peerd.service import Answer, Service
+from peerd.session import Caller, Session, Sink
+from peerd.stdin import Stdin
+from unit.support import FakeExecutor, FakePeers, Heard, Journal, Script, Wire, settings
+
+LEADER = Identity("leader", "vps", "")
+WORKER = Identity("worker", "desktop", "127.0.0.1")
+LAPTOP = Peer("laptop", "127.0.0.4", is_online=True)
+EXEC = {"peer": "laptop", "directory": "/tmp", "shell_cmd": "make"}
+
+
+async def succeed(request: ExecRequest, caller: Caller, sink: Sink, cancel: asyncio.Event) -> ExecResult:
+    return ExecResult(Outcome.EXITED, 0)
+
+
+@pytest.fixture(autouse=True)
+def _others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loopback's addresses are other machines'."""
+    monkeypatch.setattr(network, "is_own_address", lambda address: False)
+
+
+@dataclass
+class Here:
+    """This machine, and the others."""
+
+    service: Service
+    node: Node
+    peers: FakePeers
+    executor: FakeExecutor
+    registry: Registry
+
+    def __post_init__(self) -> None:
+        self.heard = Heard()
+        self.cancel = asyncio.Event()
+        self.said: list[str] = []
+        self.granted: list[int] = []
+
+    def call(self, name: str, **params: Any) -> asyncio.Task[Answer]:
+        """Start a command."""
+        session = Session(Caller("vps", "ann"), self.heard, self.cancel, self.said.append, Stdin(self.granted.append))
+        return asyncio.create_task(self.service.call(name, params, session))
+
+    async def target(self) -> Wire:
+        """The next connection that the target gets."""
+        return await self.peers.links.get()
+
+
+@asynccontextmanager
+async def machine(
+    identity: Identity = LEADER, script: Script = succeed, *known: Peer, **changes: Any
+) -> AsyncIterator[Here]:
+    """A machine at 127.0.0.1 that knows the peer laptop."""
+    registry = Registry(":memory:")
+    registry.set_identity(identity)
+    registry.store(known or [LAPTOP])
+    async with FakePeers().serving() as peers:
+        config = settings(vpn_interface="lo", port=peers.port, **changes)
+        node = Node(registry, lambda: config, lambda: None)
+        node.start()
+        executor = FakeExecutor(script)
+        try:
+            yield Here(Service(node, executor, registry, lambda: config), node, peers, executor, registry)
+        finally:
+            await node.close()
+            registry.close()
+
+
+def code(answer: Answer) -> Code:
+    assert answer.error is not None
+    return answer.error.code
+
+
+def succeeded(answer: Answer, status: int = 0) -> bool:
+    """Whether the command ran to its end, with this exit status."""
+    return (answer.error, answer.status) == (None, status)
+
+
+RESULT: dict[str, object] = {"outcome": "exited", "exitStatus": 3}
+
+
+def test_a_command_on_a_peer_streams_and_ends_with_its_own_status(records: Journal) -> None:
+    async def main() -> None:
+        async with machine() as here:
+            running = here.call("execOnPeer", **EXEC, timeout=5.0)
+            wire = await here.target()
+            asked = ExecRequest.from_wire((await wire.link.expect("execRequest")).fields)
+            assert (asked.directory, asked.shell_cmd, asked.timeout) == ("/tmp", "make", 5.0)
+            wire.link.post("started")
+            wire.link.post("output", {"stream": "stdout"}, b"\0\xff")
+            wire.link.post("output", {"stream": "stderr"}, b"err")
+            wire.link.post("result", RESULT)
+            assert succeeded(await running, 3)
+            assert here.heard.streams == {"stdout": b"\0\xff", "stderr": b"err"}
+            assert here.heard.begun.is_set()
+            (record,) = records.of(Event.COMMAND_ANSWERED)
+            assert [record.text(name) for name in ("exec_id", "peer", "caller", "outcome", "exit_status")] == [
+                *(asked.exec_id, "laptop", "ann@vps", "exited", "3")
+            ]
+
+    asyncio.run(main())
+
+
+def test_the_next_command_uses_the_same_connection() -> None:
+    async def main() -> None:
+        async with machine() as here:
+            running = here.call("execOnPeer", **EXEC)
+            wire = await here.target()
+            for _ in range(2):
+                await wire.link.expect("execRequest")
+                wire.link.post("result", RESULT)
+                assert (await running).status == 3
+                running = here.call("execOnPeer", **EXEC)
+            await wire.link.expect("execRequest")
+            wire.link.post("result", RESULT)
+            await running
+            assert here.peers.accepted == 1
+
+    asyncio.run(main())
+
+
+def test_a_command_on_this_machine_asks_nobody() -> None:
+    async def main() -> None:
+        async with machine() as here:
+            assert succeeded(await here.call("execOnPeer", **{**EXEC, "peer": "vps"}))
+            assert len(here.executor.requests) == 1
+            assert here.peers.accepted == 0
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("code_", [Code.NO_SUCH_DIRECTORY, Code.TIMEOUT, Code.BUSY, Code.START_FAILED])
+def test_an_error_names_the_peer_as_it_is_known_here(code_: Code) -> None:
+    async def main() -> None:
+        async with machine() as here:
+            running = here.call("execOnPeer", **EXEC)
+            wire = await here.target()
+            await wire.link.expect("execRequest")
+            error = PeerdError(code_, peer="liar", directory="/tmp", seconds="30", reason="why")
+            wire.link.post("result", ExecResult.failure(error).to_wire())
+            answer = await running
+            assert code(answer) is code_
+            assert "liar" not in str(answer.error)
+            assert answer.status == error.kind.exit_status
+
+    asyncio.run(main())
+
+
+def test_a_peer_that_denies_is_believed() -> None:
+    async def main() -> None:
+        async with machine() as here:
+            running = here.call("execOnPeer", **EXEC)
+            wire = await here.target()
+            await wire.link.expect("execRequest")
+            wire.link.post("error", PeerdError(Code.UNKNOWN_PEER, address="127.0.0.1", peer="laptop").to_wire())
+            answer = await running
+            assert (code(answer), answer.status) == (Code.UNKNOWN_PEER, 255)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("how", ["end", "reset", "garbage", "half", "nonsense"])
+def test_a_command_whose_connection_is_lost_is_lost_and_not_run_again(records: Journal, how: str) -> None:
+    async def main() -> None:
+        async with machine() as here:
+            running = here.call("execOnPeer", **EXEC)
+            wire = await here.target()
+            asked = await wire.link.expect("execRequest")
+            wire.link.post("output", {"stream": "stdout"}, b"so far")
+            match how:
+                case "end":
+                    wire.link.close()
+                case "reset":
+                    await here.heard.spoke.wait()
+                    wire.reset()
+                case "garbage":
+                    wire.writer.write(b"garbage\n")
+                case "half":
+                    wire.writer.write(b'{"type":"result","outc')
+                    wire.link.close()
+                case "nonsense":
+                    wire.link.post("result", {"outcome": "fine", "exitStatus": 0})
+            answer = await running
+            assert (code(answer), answer.status) == (Code.LOST, 255)
+            assert "laptop" in str(answer.error)
+            assert str(asked.fields["execId"]) in (answer.error.text if answer.error else "")
+            assert here.heard.streams["stdout"] == b"so far"
+            assert here.peers.accepted == 1
+            (record,) = records.of(Event.COMMAND_ANSWERED)
+            assert record.text("outcome") == "lost"
+
+    asyncio.run(main())
+
+
+def test_a_peer_that_cannot_be_reached_is_named_with_its_address() -> None:
+    async def main() -> None:
+        async with FakePeers().serving() as gone:
+            pass
+        async with machine() as here:
+            here.node.pool._port = lambda: gone.port
+            answer = await here.call("execOnPeer", **EXEC)
+            assert (str(answer.error), answer.status) == ("Failed to connect to peer: laptop (127.0.0.4)", 255)
+            assert answer.error is not None
+            assert "Connection refused" in answer.error.text
+
+    asyncio.run(main())
+
+
+def test_a_peer_that_is_not_known_is_not_found() -> None:
+    async def main() -> None:
+        async with machine() as here:
+            answer = await here.call("execOnPeer", **{**EXEC, "peer": "phone"})
+            assert (str(answer.error), answer.status) == ("Peer not found: phone", 255)
+
+    asyncio.run(main())
+
+
+def test_cancel_is_passed_on_and_its_end_awaited() -> None:
+    async def main() -> None:
+        async with machine() as here:
+            running = here.call("execOnPeer", **EXEC)
+            wire = await here.target()
+            await wire.link.expect("execRequest")
+            here.cancel.set()
+            await wire.link.expect("cancel")
+            assert not running.done()
+            wire.link.post("output", {"stream": "stdout"}, b"dropped")
+            wire.link.post("result", ExecResult.failure(PeerdError(Code.CANCELLED, peer="laptop")).to_wire())
+            answer = await running
+            assert (code(answer), answer.status) == (Code.CANCELLED, 130)
+            assert here.heard.streams["stdout"] == b""
+
+    asyncio.run(main())
+
+
+def test_a_caller_that_is_gone_stops_the_command() -> None:
+    class Gone(Heard):
+        async def output(self, stream: str, data: bytes) -> None:
+            raise ConnectionResetError
+
+    async def main() -> None:
+        async with machine() as here:
+            here.heard = Gone()
+            running = here.call("execOnPeer", **EXEC)
+            wire = await here.target()
+            await wire.link.expect("execRequest")
+            wire.link.post("output", {"stream": "stdout"}, b"x")
+            await wire.link.expect("cancel")
+            wire.link.post("result", ExecResult.failure(PeerdError(Code.CANCELLED, peer="laptop")).to_wire())
+            assert (await running).status == 130
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("name", "action"), [("remotePull", "pull"), ("remoteBd", "build")])
+def test_an_action_is_asked_for_by_its_name(name: str, action: str) -> None:
+    async def main() -> None:
+        async with machine() as here:
+            running = here.call(name, peer="laptop")
+            wire = await here.target()
+            fields = (await wire.link.expect("execRequest")).fields
+            assert (fields["action"], fields.get("timeout")) == (action, None)
+            assert "shellCmd" not in fields
+            wire.link.post("result", {"outcome": "exited", "exitStatus": 0})
+            assert succeeded(await running)
+
+    asyncio.run(main())
+
+
+def test_a_deploy_pulls_and_builds_and_says_so() -> None:
+    async def main() -> None:
+        async with machine() as here:
+            running = here.call("remoteDeployDaemon", peer="laptop")
+            wire = await here.target()
+            actions = []
+            for _ in range(2):
+                actions.append((await wire.link.expect("execRequest")).fields["action"])
+                wire.link.post("result", {"outcome": "exited", "exitStatus": 0})
+            assert (await running).status == 0
+            assert actions == ["pull", "build"]
+            assert here.said[-1] == "Deployed on laptop"
+
+    asyncio.run(main())
+
+
+def test_a_deploy_stops_at_the_first_failure() -> None:
+    async def main() -> None:
+        async with machine() as here:
+            running = here.call("remoteDeployDaemon", peer="laptop")
+            wire = await here.target()
+            await wire.link.expect("execRequest")
+            wire.link.post("result", RESULT)
+            assert (await running).status == 3
+            assert "build not started" in here.said[-1]
+
+    asyncio.run(main())
+
+
+def test_ping_goes_to_a_peer_and_back() -> None:
+    async def main() -> None:
+        async with machine() as here:
+            assert (await here.call("ping")).text == "pong"
+            assert (await here.call("ping", peer="vps")).text == "pong"
+            pinging = here.call("ping", peer="laptop")
+            wire = await here.target()
+            await wire.link.expect("ping")
+            wire.link.post("pong")
+            assert (await pinging).text.startswith("pong from laptop (127.0.0.4) in ")
+
+    asyncio.run(main())
+
+
+def test_ping_of_a_peer_that_is_silent_fails_to_connect() -> None:
+    async def main() -> None:
+        async with machine(connect_timeout=0.2) as here:
+            with pytest.raises(PeerdError, match="Failed to connect to peer: laptop"):
+                await here.call("ping", peer="laptop")
+
+    asyncio.run(main())
+
+
+async def admit(here: Here, *known: Peer) -> Wire:
+    """Play the leader to a worker that registers."""
+    wire = await here.target()
+    await wire.link.expect("registerPeer")
+    wire.link.post("registered", {"peer_id": "desktop"})
+    wire.link.post("reply", {"count": len(known)})
+    wire.link.post("peers", {"peers": [peer.to_wire() for peer in known]})
+    assert here.node.link is not None
+    assert await here.node.link.outcome(5) is None
+    return wire
+
+
+def test_a_worker_asks_the_leader_about_a_peer_that_it_does_not_know() -> None:
+    async def main() -> None:
+        async with machine(WORKER) as here:
+            await admit(here, Peer("vps", "127.0.0.1"))
+            running = here.call("execOnPeer", **EXEC)
+            leader = await here.target()
+            assert (await leader.link.expect("getPeerInfo")).fields == {"peer": "laptop"}
+            leader.link.post("reply", LAPTOP.to_wire())
+            target = await here.target()
+            await target.link.expect("execRequest")
+            target.link.post("result", RESULT)
+            assert (await running).status == 3
+
+    asyncio.run(main())
+
+
+def test_a_worker_without_its_leader_reaches_the_peers_that_it_knows() -> None:
+    async def main() -> None:
+        async with machine(WORKER) as here:
+            wire = await admit(here, Peer("vps", "127.0.0.1"), LAPTOP)
+            wire.link.close()
+            running = here.call("execOnPeer", **EXEC)
+            # The link to the leader comes back as well; who runs commands is the target.
+            target = await here.target()
+            while (await target.next()).type != "execRequest":
+                target = await here.target()
+            target.link.post("result", RESULT)
+            assert (await running).status == 3
+
+    asyncio.run(main())
+
+
+def test_a_worker_that_never_reached_its_leader_says_so() -> None:
+    async def main() -> None:
+        async with machine(Identity("worker", "desktop", "192.0.2.1"), connect_timeout=0.05) as here:
+            answer = await here.call("execOnPeer", **EXEC)
+            assert (str(answer.error), answer.status) == ("Not connected to leader", 255)
+            with pytest.raises(PeerdError, match="Not connected to leader"):
+                await here.call("listPeers")
+
+    asyncio.run(main())
+
+
+def test_a_worker_lists_the_peers_as_the_leader_knows_them_now() -> None:
+    async def main() -> None:
+        async with machine(WORKER) as here:
+            await admit(here, Peer("vps", "127.0.0.1"))
+            listing = here.call("listPeers")
+            leader = await here.target()
+            await leader.link.expect("listPeers")
+            leader.link.post("reply", {"count": 1})
+            leader.link.post("peers", {"peers": [LAPTOP.to_wire()]})
+            answer = await listing
+            assert [peer["peer_id"] for peer in answer.data] == ["laptop"]
+            assert (answer.error, answer.status) == (None, 0)
+
+    asyncio.run(main())
+
+
+def test_what_a_machine_says_of_itself_follows_from_its_role() -> None:
+    async def main() -> None:
+        async with machine() as here:
+            data = (await here.call("getPeerStatus")).data
+            assert (data["role"], data["peer_id"], data["leader_address"]) == ("leader", "vps", "127.0.0.1")
+            assert (data["is_leader"], data["connected_to_leader"], data["connected_workers"]) == (True, False, 0)
+            assert data["daemon_version"] == __version__
+        async with machine(Identity("", "", "")) as here:
+            data = (await here.call("getPeerStatus")).data
+            assert (data["role"], data["leader_address"], data["is_leader"]) == (None, None, False)
+            assert "connected_workers" not in data
+
+    asyncio.run(main())
+
+
+def test_the_sanity_check_deletes_what_a_worker_should_not_have(records: Journal) -> None:
+    async def main() -> None:
+        async with machine(Identity("", "desktop", "")) as here:
+            data = (await here.call("dbSanityCheck")).data
+            assert (data["issues_found"], data["actions"][0]["peer_ids"]) == (True, ["laptop"])
+            assert here.registry.peers() == []
+            assert not (await here.call("dbSanityCheck")).data["issues_found"]
+
+    asyncio.run(main())
+
+
+def test_the_sanity_check_leaves_a_leader_alone() -> None:
+    async def main() -> None:
+        async with machine() as here:
+            assert not (await here.call("dbSanityCheck")).data["issues_found"]
+            assert {peer.peer_id for peer in here.registry.peers()} == {"vps", "laptop"}
+
+    asyncio.run(main())
+
+
+def test_a_worker_registers_and_keeps_its_role() -> None:
+    async def main() -> None:
+        async with machine(Identity("", "", "")) as here:
+            setting = here.call("setPeerConfig", role="worker", id="desktop", leader="127.0.0.1")
+            wire = await here.target()
+            claim = (await wire.link.expect("registerPeer")).fields
+            assert claim["peer_id"] == "desktop"
+            wire.link.post("registered", {"peer_id": "desktop"})
+            wire.link.post("reply", {"count": 1})
+            wire.link.post("peers", {"peers": [LAPTOP.to_wire()]})
+            answer = await setting
+            assert (answer.error, answer.status) == (None, 0)
+            assert "Registered as worker 'desktop', connected to leader at 127.0.0.1" in answer.text
+            assert here.registry.identity() == WORKER
+
+    asyncio.run(main())
+
+
+def test_a_worker_that_is_refused_keeps_what_it_had() -> None:
+    async def main() -> None:
+        async with machine(Identity("", "old", "")) as here:
+            setting = here.call("setPeerConfig", role="worker", id="laptop", leader="127.0.0.1")
+            wire = await here.target()
+            await wire.link.expect("registerPeer")
+            wire.link.post("error", PeerdError(Code.ID_TAKEN, peer="laptop", address="127.0.0.4").to_wire())
+            with pytest.raises(PeerdError) as caught:
+                await setting
+            assert caught.value.code is Code.ID_TAKEN
+            assert here.registry.identity() == here.node.identity == Identity("", "old", "")
+            assert here.node.link is None
+
+    asyncio.run(main())
+
+
+def test_a_worker_whose_leader_is_away_is_one_all_the_same() -> None:
+    async def main() -> None:
+        async with FakePeers().serving() as gone:
+            pass
+        async with machine(Identity("", "", "")) as here:
+            here.node._config = lambda: settings(vpn_interface="lo", port=gone.port)
+            answer = await here.call("setPeerConfig", role="worker", id="desktop", leader="127.0.0.1")
+            assert (code(answer), answer.status) == (Code.NOT_CONNECTED, 255)
+            assert "keeps trying" in answer.text
+            assert here.registry.identity() == WORKER
+
+    asyncio.run(main())
+
+
+def test_a_machine_cannot_be_its_own_leaders_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "is_own_address", lambda address: True)
+
+    async def main() -> None:
+        async with machine() as here:
+            with pytest.raises(PeerdError) as caught:
+                await here.call("registerWorker", leader="127.0.0.1")
+            assert caught.value.code is Code.OWN_ADDRESS
+            assert here.registry.identity() == LEADER
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "params", [{"id": "x"}, {"leader": "127.0.0.1"}, {}, {"role": "leader", "leader": "127.0.0.1"}], ids=str
+)
+def test_a_role_that_does_not_fit_is_wrong_usage(params: dict[str, str]) -> None:
+    async def main() -> None:
+        async with machine(Identity("", "", "")) as here:
+            with pytest.raises(PeerdError) as caught:
+                await here.call("setPeerConfig", **params)
+            assert caught.value.kind.exit_status == 2
+            assert here.registry.identity() == Identity("", "", "")
+
+    asyncio.run(main())
+
+
+def test_a_host_name_that_is_no_id_asks_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "hostname", lambda: "my host")
+
+    async def main() -> None:
+        async with machine(Identity("", "", "")) as here:
+            with pytest.raises(PeerdError, match="--id") as caught:
+                await here.call("setPeerConfig", role="leader")
+            assert caught.value.kind.exit_status == 2
+
+    asyncio.run(main())
+
+
+def test_a_leader_that_is_renamed_is_one_peer() -> None:
+    async def main() -> None:
+        async with machine() as here:
+            answer = await here.call("setPeerConfig", id="hub")
+            assert "Role: leader, ID: hub" in answer.text
+            assert [peer.peer_id for peer in here.node.book.all()] == ["hub", "laptop"]
+            assert {peer.peer_id for peer in here.registry.peers()} == {"hub", "laptop"}
+
+    asyncio.run(main())
+
+
+def test_a_peer_is_deleted_on_the_leader_by_itself_and_on_a_worker_by_asking() -> None:
+    async def main() -> None:
+        async with machine() as here:
+            assert (await here.call("deletePeer", peer="laptop")).text == "Deleted peer: laptop"
+            with pytest.raises(PeerdError, match="Peer not found"):
+                await here.call("deletePeer", peer="laptop")
+            with pytest.raises(PeerdError) as caught:
+                await here.call("deletePeer", peer="vps")
+            assert caught.value.code is Code.SELF_DELETE
+        async with machine(WORKER) as here:
+            await admit(here, LAPTOP)
+            deleting = here.call("deletePeer", peer="laptop")
+            leader = await here.target()
+            assert (await leader.link.expect("deletePeer")).fields == {"peer": "laptop"}
+            leader.link.post("reply")
+            assert (await deleting).text == "Deleted peer: laptop"
+
+    asyncio.run(main())
+
+
+def test_the_database_on_disk_has_what_was_set(tmp_path: Path) -> None:
+    async def main() -> None:
+        registry = Registry(tmp_path / "peerd.db")
+        node = Node(registry, lambda: settings(vpn_interface="lo"), lambda: None)
+        node.start()
+        await node.become(Identity("leader", "vps", ""))
+        await node.close()
+        registry.close()
+        again = Registry(tmp_path / "peerd.db")
+        assert again.identity() == Identity("leader", "vps", "")
+        assert [(peer.peer_id, peer.ip_address) for peer in again.peers()] == [("vps", "127.0.0.1")]
+        again.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("given", [{}, {"shell_cmd": "true", "argv": ("true",)}], ids=["neither", "both"])
+def test_a_command_is_a_shell_command_or_a_program_and_not_both(given: dict[str, Any]) -> None:
+    async def main() -> None:
+        async with machine() as here:
+            with pytest.raises(PeerdError) as caught:
+                await here.call("execOnPeer", peer="laptop", directory="/", **given)
+            assert caught.value.code is Code.USAGE
+
+    asyncio.run(main())
+
+
+def test_everything_that_is_asked_for_reaches_the_target() -> None:
+    async def main() -> None:
+        async with machine() as here:
+            running = here.call(
+                "execOnPeer",
+                peer="laptop",
+                directory="/tmp",
+                argv=("cat", "-n"),
+                env=(("A", "1"), ("B", "")),
+                user="ann",
+                login=True,
+                stdin=True,
+                memory=1024,
+                cpu=50.0,
+                tasks=3,
+            )
+            wire = await here.target()
+            request = ExecRequest.from_wire((await wire.link.expect("execRequest")).fields)
+            assert (request.argv, request.env, request.user) == (("cat", "-n"), {"A": "1", "B": ""}, "ann")
+            assert (request.login, request.stdin, request.memory, request.cpu, request.tasks) == (
+                True,
+                True,
+                1024,
+                50,
+                3,
+            )
+            wire.link.post("stdinCredit", {"bytes": 10})
+            wire.link.post("result", {"outcome": "exited", "exitStatus": 0})
+            assert succeeded(await running)
+            assert here.granted == [10]
+
+    asyncio.run(main())
