@@ -124,7 +124,10 @@ def _send_stdin(connection: socket, credit: int) -> int | None:
         return None
     data = os.read(0, min(credit, _CHUNK))
     size = f',"size":{len(data)}' if data else ""
+    # A signal here would put its cancel into the middle of the frame.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _CANCELLING)
     connection.sendall(f'{{"type":"stdin"{size}}}\n'.encode() + data)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _CANCELLING)
     return len(data)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import struct
 from collections.abc import Mapping
 
 from peerd import messages, network, protocol
@@ -13,6 +14,8 @@ from peerd.errors import Code, PeerdError
 from peerd.protocol import Decoder, Frame
 
 _CHUNK = 256 * 1024
+_NO_LINGER = struct.pack("ii", 1, 0)
+"""socket(7): SO_LINGER, on, 0 seconds."""
 
 
 class Connection:
@@ -104,8 +107,12 @@ class Connection:
     def abort(self) -> None:
         """Close at once and drop what was queued."""
         # The transport of a socket that is closed already has let go of its event loop.
-        if self.socket.fileno() >= 0:
-            self._writer.transport.abort()
+        if self.socket.fileno() < 0:
+            return
+        if self.socket.family == socket.AF_INET:
+            # A reset, so that the local port is free again: reserved ones are few, and TIME_WAIT lasts a minute.
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+        self._writer.transport.abort()
 
     async def finish(self) -> None:
         """Close and wait until what was queued has been sent or the connection is lost."""

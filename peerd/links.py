@@ -22,7 +22,7 @@ MAX_PEERS = 100_000
 _FRESH = 1.0
 """Seconds that a pooled connection is trusted without asking."""
 _IDLE_LIMIT = 60.0
-_IDLE_MOST = 32
+_IDLE_MOST = 64
 _FIRST_DELAY = 0.25
 _LONGEST_DELAY = 5.0
 _REFUSED_DELAY = 60.0
@@ -86,7 +86,7 @@ class Pool:
         if link.usable and len(idle) < _IDLE_MOST:
             idle.append(_Idle(link))
         else:
-            link.close()
+            link.abort()
         self._sweep()
 
     async def _take(self, address: str) -> Connection | None:

@@ -109,6 +109,16 @@ def test_64_commands_at_once_do_not_mix(desktop: Machine) -> None:
             assert output.decode().split() == [f"{index}:{line}" for line in range(1, 201)]
 
 
+def test_burst_after_burst_finds_free_ports(desktop: Machine) -> None:
+    # More connections in all than there are reserved ports; the state TIME_WAIT would hold each for a minute.
+    burst = """
+        for i in $(seq 150); do d execOnPeer --peer vps --directory / --shellCmd "sleep 2; echo $i" & done 2>&1
+        wait
+    """
+    for _ in range(4):
+        assert sorted(map(int, desktop.out(burst, timeout=60).split())) == list(range(1, 151))
+
+
 def test_a_reader_that_pauses_delays_nobody_else(desktop: Machine) -> None:
     with desktop.popen(on("vps", "yes; true"), stdout=subprocess.PIPE) as paused:
         assert paused.stdout
