@@ -261,6 +261,9 @@ def check_host() -> list[str]:
     """Say what keeps a lab from running here, a sentence each with what to do about it; empty when nothing does."""
     if os.geteuid() != 0:
         return ["The lab boots machines and needs root: run it as root, or with sudo."]
+    # user_namespaces(7): the machine's own namespace maps every id to itself.
+    if Path("/proc/self/uid_map").read_text().split() != ["0", "0", "4294967295"]:
+        return ["Root here is root of a user namespace only: run the lab on a host or in a privileged container."]
     problems = []
     missing = sorted({package for program, package in PROGRAMS.items() if not shutil.which(program)})
     if missing:
