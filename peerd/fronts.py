@@ -114,7 +114,10 @@ class Front:
     async def _answer(self, link: Connection, handler: Callable[[Frame], Awaitable[None]], frame: Frame) -> None:
         """Handle one message; an error of its sender's making is the answer, and the connection goes on."""
         try:
-            await handler(frame)
+            if frame.type == "ping":
+                await link.send("pong")
+            elif frame.type not in _LATE:
+                await handler(frame)
         except PeerdError as error:
             await link.send("error", error.to_wire())
         except (OSError, asyncio.CancelledError):
@@ -208,10 +211,6 @@ class TcpFront(Front):
         return (await self._node.hub.register(link, address, Registration.from_wire(frame.fields))).peer_id
 
     async def _handle(self, link: Connection, address: str, frame: Frame) -> None:
-        if frame.type == "ping":
-            await link.send("pong")
-        if frame.type in ("ping", *_LATE):
-            return
         peer = await self._node.identify(address)
         match frame.type:
             case "execRequest":
@@ -270,10 +269,6 @@ class UnixFront(Front):
 
     async def _handle(self, link: Connection, who: str, frame: Frame) -> None:
         match frame.type:
-            case "ping":
-                await link.send("pong")
-            case "cancel" | "stdin":  # See _LATE.
-                return
             case "invoke":
                 await self._invoke(link, who, frame.fields)
             case "call":

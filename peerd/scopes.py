@@ -173,10 +173,8 @@ class ScopeManager:
 
         :raises ScopeError: when systemd does not answer; a scope that does not exist is no error
         """
-        try:
+        with contextlib.suppress(NoSuchUnit):
             await self._job(name, "StopUnit", "ss", [name, "replace"], bounded=False)
-        except NoSuchUnit:
-            return
 
     async def end(self, name: str) -> ScopeEnd:
         """How a scope that :meth:`start` made has ended; afterwards systemd may forget it."""

@@ -90,15 +90,14 @@ class Service:
             directory,
             shell_cmd,
             program,
-            None,
-            timeout,
-            dict(env),
-            user,
-            login,
-            stdin,
-            memory,
-            cpu,
-            tasks,
+            timeout=timeout,
+            env=dict(env),
+            user=user,
+            login=login,
+            stdin=stdin,
+            memory=memory,
+            cpu=cpu,
+            tasks=tasks,
         )
         return _answer(peer, request, await self.execute(peer, request, session))
 
@@ -215,7 +214,6 @@ class Service:
         if peer is None or peer == self._node.peer_id:
             return Answer(text="pong")
         target = await self._node.resolve(peer)
-        began = time.monotonic()
         try:
             async with (
                 self._node.pool.borrow(target.ip_address) as link,
@@ -224,9 +222,10 @@ class Service:
                 began = time.monotonic()
                 await link.send("ping")
                 await link.expect("pong")
+                took = time.monotonic() - began
+                return Answer(text=f"pong from {peer} ({target.ip_address}) in {took * 1000:.1f} ms")
         except OSError as error:
             raise remote.connect_failed(target, error) from None
-        return Answer(text=f"pong from {peer} ({target.ip_address}) in {(time.monotonic() - began) * 1000:.1f} ms")
 
     async def do_version(self, session: Session) -> Answer:
         """The version of this daemon."""

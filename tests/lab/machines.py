@@ -20,24 +20,10 @@ from types import TracebackType
 from typing import TypedDict
 
 from .base import ensure_base
-from .host import PREFIX, RUN, LabError, check_host, destroy, host, locked, wait_until
-from .machine import CommandFailed, Machine, Process, Spec
+from .host import PREFIX, RUN, LabError, check_host, destroy, host, locked
+from .machine import Machine, Spec
 from .network import HUB, UNDERLAY, forward, lay_bridge, lay_cable, underlay_address, write_wireguard
-from .signals import Interrupted, held_back, interruptible
-
-__all__ = [
-    "CommandFailed",
-    "Interrupted",
-    "Lab",
-    "LabError",
-    "Machine",
-    "Process",
-    "Spec",
-    "check_host",
-    "ensure_base",
-    "seed_machines",
-    "wait_until",
-]
+from .signals import held_back, interruptible
 
 LOG = logging.getLogger(__name__)
 

@@ -13,8 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from lab import CommandFailed, Lab, LabError, Machine, check_host  # noqa: E402
-from lab.machines import seed_machines  # noqa: E402
+from lab import CommandFailed, Lab, LabError, Machine, check_host, seed_machines  # noqa: E402
 
 REPOSITORY = "/opt/automateLinux"
 ORIGIN = "/srv/automateLinux.git"
