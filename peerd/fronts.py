@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from peerd import __version__, cli, messages, network, validate
+from peerd.answer import Answer
 from peerd.commands import BY_NAME
 from peerd.config import Config
 from peerd.connection import Connection
@@ -21,7 +22,7 @@ from peerd.node import Node
 from peerd.peers import Peer
 from peerd.protocol import Frame
 from peerd.render import encoded, error_fields, event_line, render
-from peerd.service import Answer, Service
+from peerd.service import Service
 from peerd.session import Caller, Session, Sink
 from peerd.stdin import Stdin
 

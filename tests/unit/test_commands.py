@@ -9,6 +9,8 @@ import pytest
 
 from peerd.commands import BY_NAME, COMMANDS, Command, snake_case
 from peerd.errors import KINDS, Code
+from peerd.execution import Execution
+from peerd.membership import Membership
 from peerd.service import Service
 
 SEED = (
@@ -16,6 +18,12 @@ SEED = (
     "getPeerInfo deletePeer dbSanityCheck ping version help listCommands"
 ).split()
 SERVED = [command for command in COMMANDS if command.name != "help"]
+METHODS = {
+    name: method
+    for part in (Service, Execution, Membership)
+    for name, method in vars(part).items()
+    if name.startswith("do_")
+}
 
 
 @pytest.mark.parametrize("name", SEED)
@@ -38,7 +46,7 @@ def test_a_name_becomes_one_of_python(name: str, snake: str) -> None:
 
 @pytest.mark.parametrize("command", SERVED, ids=lambda command: command.name)
 def test_the_service_has_a_method_with_exactly_the_options_of_the_table(command: Command) -> None:
-    method = getattr(Service, f"do_{snake_case(command.name)}")
+    method = METHODS[f"do_{snake_case(command.name)}"]
     assert inspect.iscoroutinefunction(method)
     parameters = list(inspect.signature(method).parameters.values())[2:]
     assert [(parameter.name, parameter.default is inspect.Parameter.empty) for parameter in parameters] == [
@@ -48,8 +56,7 @@ def test_the_service_has_a_method_with_exactly_the_options_of_the_table(command:
 
 
 def test_the_service_has_no_method_that_the_table_does_not_know() -> None:
-    methods = {name for name in vars(Service) if name.startswith("do_")}
-    assert methods == {f"do_{snake_case(command.name)}" for command in SERVED}
+    assert METHODS.keys() == {f"do_{snake_case(command.name)}" for command in SERVED}
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)

@@ -15,11 +15,11 @@ import pytest
 
 from peerd import scopes
 from peerd.errors import Code, Outcome
+from peerd.execution import new_exec_id
 from peerd.executor import Executor
 from peerd.journal import Event
 from peerd.messages import MAX_OUTPUT, Action, ExecRequest, ExecResult
 from peerd.scopes import Limits, ScopeManager, scope_name
-from peerd.service import new_exec_id
 from peerd.session import Caller, Sink
 from unit.support import EXEC_ID, FakeScopes, Heard, Journal, settings
 

@@ -185,9 +185,9 @@ def test_examples_are_right(example: str) -> None:
 
 
 def test_fields_of_data_stand_in_their_order() -> None:
-    peer = [name for _, name in _keys(_function("service", "_show"))]
+    peer = [name for _, name in _keys(_function("membership", "_show"))]
     assert [name for (name,) in D.part(".Ss Fields of listPeers and getPeerInfo").items(r"Va (\w+)")] == peer
-    function = _function("service", "do_get_peer_status")
+    function = _function("membership", "do_get_peer_status")
     added = [
         (node.lineno, str(node.slice.value))
         for node in ast.walk(function)
@@ -195,7 +195,7 @@ def test_fields_of_data_stand_in_their_order() -> None:
     ]
     status = [name for _, name in sorted({*_keys(function), *added}, key=lambda pair: pair[0])]
     assert [name for (name,) in D.part(".Ss Fields of getPeerStatus").items(r"Va (\w+)")] == status
-    check = {name for _, name in _keys(_function("service", "do_db_sanity_check"))}
+    check = {name for _, name in _keys(_function("membership", "do_db_sanity_check"))}
     assert {"role", "issues_found", "actions", "message"} <= check & set(D.part(".Ss Commands").arguments("Va"))
 
 

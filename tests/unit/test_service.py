@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 
 from peerd import __version__, network
+from peerd.answer import Answer
 from peerd.errors import Code, Outcome, PeerdError
 from peerd.journal import Event
 from peerd.messages import ExecRequest, ExecResult
 from peerd.node import Node
 from peerd.peers import Peer
 from peerd.registry import Identity, Registry
-from peerd.service import Answer, Service
+from peerd.service import Service
 from peerd.session import Caller, Session, Sink
 from peerd.stdin import Stdin
 from unit.support import FakeExecutor, FakePeers, Heard, Journal, Script, Wire, settings

@@ -1,0 +1,166 @@
+"""The commands about this machine's part among the peers, and about the registry."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from peerd import __version__, network, remote, validate
+from peerd.answer import Answer
+from peerd.config import Config
+from peerd.errors import Code, PeerdError
+from peerd.executor import Executor
+from peerd.journal import Event, log
+from peerd.node import LEADER, WORKER, Node
+from peerd.peers import Peer
+from peerd.registry import Identity, Registry
+from peerd.render import moment
+from peerd.session import Session
+
+
+class Membership:
+    """A part of the service: a method for each of these commands."""
+
+    def __init__(self, node: Node, executor: Executor, registry: Registry, config: Callable[[], Config]) -> None:
+        self._node = node
+        self._executor = executor
+        self._registry = registry
+        self._config = config
+
+    async def do_set_peer_config(
+        self, session: Session, role: str | None = None, id: str | None = None, leader: str | None = None
+    ) -> Answer:
+        """Set role, id and leader; what is not given stays."""
+        now = self._node.identity
+        role = role or now.role
+        if not role:
+            raise PeerdError(
+                Code.USAGE, reason="This machine has no role yet: --role leader or --role worker is needed"
+            )
+        if role == LEADER and leader:
+            raise PeerdError(Code.USAGE, reason="--leader goes with --role worker: a leader has none")
+        if role == WORKER and not (leader or now.leader_address):
+            leader = self._config().leader_address
+        address = (leader or now.leader_address) if role == WORKER else ""
+        return await self._become(Identity(role, id or now.peer_id or _own_id(), address), "Peer config saved. ")
+
+    async def do_register_worker(self, session: Session, leader: str | None = None) -> Answer:
+        """Join a leader under the host name; again, after a change or a deletion."""
+        now = self._node.identity
+        address = leader or now.leader_address or self._config().leader_address
+        kept = now.peer_id if now.role == WORKER else ""
+        return await self._become(Identity(WORKER, kept or _own_id(), address), "")
+
+    async def do_get_peer_status(self, session: Session) -> Answer:
+        """This machine's role, id and connection."""
+        node = self._node
+        data: dict[str, object] = {
+            "role": node.identity.role or None,
+            "peer_id": node.peer_id,
+            "leader_address": (node.address if node.hub else node.identity.leader_address) or None,
+            "is_leader": node.hub is not None,
+            "connected_to_leader": node.link.connected if node.link else False,
+        }
+        if node.hub:
+            data["connected_workers"] = node.hub.workers
+        data |= {
+            "ip_address": node.address,
+            "known_peers": len(node.book),
+            "running_commands": self._executor.running,
+            "daemon_version": __version__,
+        }
+        if node.link:
+            data["leader_error"] = node.link.error.sentence if node.link.error else None
+        return Answer(data)
+
+    async def do_list_peers(self, session: Session) -> Answer:
+        """All registered peers."""
+        book, error = await self._node.peers()
+        return Answer([self._show(peer) for peer in book.all()], error=error)
+
+    async def do_get_peer_info(self, session: Session, peer: str) -> Answer:
+        """One registered peer."""
+        if self._node.link is None or not self._node.link.connected:
+            return Answer(self._show(await self._node.resolve(peer)))
+        book, error = await self._node.peers()
+        found = book.by_id(peer)
+        if not found:
+            raise PeerdError(Code.PEER_NOT_FOUND, peer=peer)
+        return Answer(self._show(found), error=error)
+
+    async def do_delete_peer(self, session: Session, peer: str) -> Answer:
+        """Delete a peer from the registry."""
+        await self._node.delete(peer, str(session.caller))
+        return Answer(text=f"Deleted peer: {peer}")
+
+    async def do_db_sanity_check(self, session: Session) -> Answer:
+        """Delete what a worker's database should not hold: registry entries."""
+        role = self._node.identity.role
+        stray = [] if role == LEADER else [peer.peer_id for peer in self._registry.peers()]
+        actions = []
+        if stray:
+            deleted = self._registry.forget(stray)
+            actions.append(
+                {
+                    "issue": "Worker has peer_registry data (leader-only table)",
+                    "peer_count": len(stray),
+                    "peer_ids": stray,
+                    "action_taken": f"Deleted {deleted} peer records",
+                }
+            )
+            log(Event.PEER_DELETED, f"dbSanityCheck deleted {deleted} stale entries", caller=str(session.caller))
+        if role == LEADER:
+            message = "No sanity check needed for role: leader"
+        else:
+            message = f"Sanity check {'completed: issues found and fixed' if stray else 'passed: no issues found'}"
+        return Answer({"role": role or None, "issues_found": bool(stray), "actions": actions, "message": message})
+
+    async def do_ping(self, session: Session, peer: str | None = None) -> Answer:
+        """A sign of life of this daemon, or of a peer's with the round trip time."""
+        if peer is None or peer == self._node.peer_id:
+            return Answer(text="pong")
+        target = await self._node.resolve(peer)
+        try:
+            async with (
+                self._node.pool.borrow(target.ip_address) as link,
+                asyncio.timeout(self._config().connect_timeout),
+            ):
+                began = time.monotonic()
+                await link.send("ping")
+                await link.expect("pong")
+                took = time.monotonic() - began
+                return Answer(text=f"pong from {peer} ({target.ip_address}) in {took * 1000:.1f} ms")
+        except OSError as error:
+            raise remote.connect_failed(target, error) from None
+
+    async def _become(self, identity: Identity, prefix: str) -> Answer:
+        error = await self._node.become(identity)
+        what = f"{prefix}Role: leader, ID: {identity.peer_id}"
+        if identity.role == WORKER:
+            where = f"connected to leader at {identity.leader_address}"
+            if error:
+                where = f"not connected to leader at {identity.leader_address} yet (peerd keeps trying)"
+            what = f"{prefix}Registered as worker '{identity.peer_id}', {where}"
+        return Answer(text=what, error=error, status=error.kind.exit_status if error else 0)
+
+    def _show(self, peer: Peer) -> dict[str, object]:
+        last_seen = time.time() if peer.peer_id == self._node.peer_id else peer.last_seen
+        return {
+            "peer_id": peer.peer_id,
+            "ip_address": peer.ip_address,
+            "mac_address": peer.mac_address,
+            "hostname": peer.hostname,
+            "last_seen": moment(last_seen),
+            "is_online": peer.is_online,
+            "daemon_version": peer.daemon_version,
+            "public_key": peer.public_key,
+            "first_seen": moment(peer.first_seen),
+        }
+
+
+def _own_id() -> str:
+    try:
+        return validate.peer_id(network.hostname())
+    except ValueError as error:
+        raise PeerdError(Code.USAGE, reason=f"The host name is {error}; use --id") from None
