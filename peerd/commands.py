@@ -92,6 +92,9 @@ TIMEOUT = Option(
 BUILD_TIMEOUT = Option(
     "--timeout", "Stop it after this many seconds (the peer's build-timeout: 1800).", "SECONDS", validate.seconds
 )
+FROM = Option(
+    "--address", "The address that it registers from, where its id is not enough.", "ADDRESS", validate.address
+)
 LEADER = Option(
     "--leader", f"The leader's address in the VPN ({_DEFAULTS['leader-address']}).", "ADDRESS", validate.address
 )
@@ -142,10 +145,12 @@ COMMANDS: tuple[Command, ...] = (
         "listPeers",
         "List the registered peers.",
         data=True,
-        columns=("peer_id", "ip_address", "hostname", "is_online", "last_seen", "daemon_version"),
+        columns=("peer_id", "ip_address", "hostname", "state", "is_online", "last_seen", "daemon_version"),
     ),
     Command("getPeerInfo", "Show one registered peer.", (PEER,), data=True),
     Command("deletePeer", "Delete a peer from the registry.", (PEER,)),
+    Command("approvePeer", "Make a peer of a registration that waits or was refused.", (PEER, FROM)),
+    Command("rejectPeer", "Keep a peer or a registration out until it is approved or deleted.", (PEER, FROM)),
     Command("dbSanityCheck", "Delete registry entries that a worker should not have.", data=True),
     Command("ping", "Ask the daemon, or a peer's, for a sign of life.", (_peer("Ask this peer's daemon.", False),)),
     Command("version", "Show the version of the daemon."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import enum
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,20 @@ SECTION = "peerd"
 
 class ConfigError(ValueError):
     """A setting that cannot be used; the text names file, setting and reason."""
+
+
+class Mode(enum.StrEnum):
+    """What becomes of a machine that registers for the first time."""
+
+    OPEN = "open"
+    APPROVAL = "approval"
+    CLOSED = "closed"
+
+
+def _mode(text: str) -> Mode:
+    if text not in list(Mode):
+        raise ValueError(f"must be one of {', '.join(Mode)}")
+    return Mode(text)
 
 
 def _name(text: str) -> str:
@@ -49,6 +64,7 @@ class Setting:
 SETTINGS: tuple[Setting, ...] = (
     Setting("vpn-interface", _name, "wg0", "The WireGuard interface. TCP is served only to what arrives through it."),
     Setting("leader-address", validate.address, "10.0.0.1", "The leader that registerWorker joins by default."),
+    Setting("registration", _mode, "open", "Whether a leader takes new peers: open, approval or closed."),
     Setting("port", _port, "3600", "The TCP port of other peers. The port served here is peerd-tcp.socket's."),
     Setting("repository", validate.directory, "/opt/automateLinux", "Where remotePull runs pull-command."),
     Setting("pull-command", validate.shell_command, "git pull", "What remotePull runs here, by /bin/sh -c."),
@@ -78,6 +94,7 @@ class Config:
 
     vpn_interface: str
     leader_address: str
+    registration: Mode
     port: int
     repository: str
     pull_command: str

@@ -17,13 +17,14 @@ from systemd import daemon as systemd
 from peerd import __version__, config
 from peerd.errors import PeerdError
 from peerd.executor import Executor
-from peerd.fronts import Front, TcpFront, UnixFront
+from peerd.fronts import Front, UnixFront
 from peerd.journal import Event, log, report
 from peerd.node import Node
 from peerd.protocol import MAX_HEADER
 from peerd.registry import Registry
 from peerd.scopes import ScopeManager
 from peerd.service import Service
+from peerd.tcpfront import TcpFront
 
 CONFIG_FILE = Path("/etc/peerd/peerd.conf")
 CONFIG_DIRECTORY = Path("/etc/peerd/peerd.conf.d")

@@ -55,6 +55,9 @@ class Code(enum.StrEnum):
     ADDRESS_TAKEN = "address-taken"
     KEY_CHANGED = "key-changed"
     DELETED = "deleted"
+    PENDING = "pending"
+    REJECTED = "rejected"
+    REGISTRATION_CLOSED = "registration-closed"
     NOT_LEADER = "not-leader"
     NO_ROLE = "no-role"
     OWN_ADDRESS = "own-address"
@@ -157,11 +160,26 @@ KINDS: Mapping[Code, Kind] = {
     ),
     Code.KEY_CHANGED: Kind(
         "WireGuard key changed: {peer} ({address}) was registered with another key",
-        ("If that is right, run on the leader: d deletePeer --peer {peer}",),
+        ("If that is right, run on the leader: d approvePeer --peer {peer}",),
         Outcome.DENIED,
     ),
     Code.DELETED: Kind(
         "Peer {peer} was deleted from the registry", ("To join again, run here: d registerWorker",), Outcome.DENIED
+    ),
+    Code.PENDING: Kind(
+        "Registration waits for approval: {peer} ({address})",
+        ("On the leader, run: d approvePeer --peer {peer}",),
+        Outcome.DENIED,
+    ),
+    Code.REJECTED: Kind(
+        "Registration was rejected: {peer} ({address})",
+        ("To let it in, run on the leader: d approvePeer --peer {peer}",),
+        Outcome.DENIED,
+    ),
+    Code.REGISTRATION_CLOSED: Kind(
+        "Registration is closed: {peer} ({address}) is not a peer",
+        ("The leader's setting: registration, in peerd.conf(5)",),
+        Outcome.DENIED,
     ),
     Code.NOT_LEADER: Kind(
         "{address} is not the leader",

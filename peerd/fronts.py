@@ -1,4 +1,4 @@
-"""The two sockets: what their messages mean, and who may send them. What they do is the service's to know."""
+"""The unix socket, and what both sockets have in common. What messages do is the service's to know."""
 
 from __future__ import annotations
 
@@ -9,17 +9,15 @@ import struct
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from peerd import __version__, cli, messages, network, validate
+from peerd import __version__, cli, messages, validate
 from peerd.answer import Answer
 from peerd.commands import BY_NAME
 from peerd.config import Config
 from peerd.connection import Connection
 from peerd.errors import Code, PeerdError
-from peerd.executor import Executor
 from peerd.journal import Event, log, report
-from peerd.messages import ExecRequest, Registration, take
+from peerd.messages import take
 from peerd.node import Node
-from peerd.peers import Peer
 from peerd.protocol import Frame
 from peerd.render import encoded, error_fields, event_line, render
 from peerd.service import Service
@@ -27,7 +25,6 @@ from peerd.session import Caller, Session, Sink
 from peerd.stdin import Stdin
 
 _HELLO_LIMIT = 10.0
-_IDLE_LIMIT = 300.0
 _MAX_ARGUMENTS = 4096
 _LATE = ("cancel", "stdin")
 """What may come just as its command ends, and then means nothing."""
@@ -129,7 +126,7 @@ class Front:
             await link.send("error", PeerdError(Code.INTERNAL, reason=reason).to_wire())
 
 
-async def _cancellable(link: Connection, work: Callable[[asyncio.Event, Stdin], Awaitable[None]]) -> None:
+async def cancellable(link: Connection, work: Callable[[asyncio.Event, Stdin], Awaitable[None]]) -> None:
     """Do work while listening for stdin, for ``cancel`` and for the end of the connection; the latter set the event."""
     cancel = asyncio.Event()
     stdin = Stdin(lambda size: link.post("stdinCredit", {"bytes": size}))
@@ -159,90 +156,6 @@ async def _watch(link: Connection, cancel: asyncio.Event, stdin: Stdin) -> None:
     finally:
         if not asyncio.current_task().cancelling():  # type: ignore[union-attr]
             cancel.set()
-
-
-class TcpFront(Front):
-    """Serves other peers. A peer is the address that its connection comes from, through the VPN's interface."""
-
-    def __init__(self, node: Node, executor: Executor, config: Callable[[], Config]) -> None:
-        super().__init__(node, config)
-        self._executor = executor
-
-    def who(self, link: Connection) -> str:
-        """The address of the other end."""
-        return link.address
-
-    async def _serve(self, link: Connection, who: str) -> None:
-        if refusal := self._refusal(link, who):
-            log(Event.CONNECTION_REFUSED, f"Connection from {who} refused: {refusal}", address=who)
-            link.abort()
-            return
-        network.tune(link.socket)
-        await self._greet(link)
-        registered = ""
-        try:
-            while True:
-                async with asyncio.timeout(None if registered else _IDLE_LIMIT):
-                    frame = await link.receive()
-                if frame is None:
-                    return
-                if frame.type == "registerPeer":
-                    try:
-                        registered = await self._register(link, who, frame)
-                    except PeerdError as error:
-                        await link.send("error", error.to_wire())
-                elif frame.type == "heartbeat" and registered and self._node.hub:
-                    self._node.hub.heard(link, registered)
-                else:
-                    await self._answer(link, lambda frame: self._handle(link, who, frame), frame)
-        finally:
-            if registered and self._node.hub:
-                self._node.hub.left(link, registered)
-
-    def _refusal(self, link: Connection, who: str) -> str:
-        if not network.came_through(link.socket, self._config().vpn_interface):
-            return "not through the VPN"
-        if network.is_own_address(who):
-            return "from this machine itself"
-        return "" if link.port < network.RESERVED_BELOW else "from a port that any user can have"
-
-    async def _register(self, link: Connection, address: str, frame: Frame) -> str:
-        if self._node.hub is None:
-            raise PeerdError(Code.NOT_LEADER, address=self._node.address or self._node.peer_id)
-        return (await self._node.hub.register(link, address, Registration.from_wire(frame.fields))).peer_id
-
-    async def _handle(self, link: Connection, address: str, frame: Frame) -> None:
-        peer = await self._node.identify(address)
-        match frame.type:
-            case "execRequest":
-                await self._execute(link, peer, ExecRequest.from_wire(frame.fields))
-            case "getPeerInfo":
-                await link.send("reply", self._find(frame.fields).to_wire())
-            case "listPeers" if self._node.hub:
-                self._node.hub.tell_all(link)
-            case "deletePeer" if self._node.hub:
-                await self._node.delete(take(frame.fields, "peer", validate.peer_id), peer.peer_id)
-                await link.send("reply")
-            case _:
-                raise PeerdError(Code.UNKNOWN_MESSAGE, name=frame.type)
-
-    def _find(self, fields: Mapping[str, object]) -> Peer:
-        if "address" in fields:
-            wanted = take(fields, "address", validate.address)
-            found = self._node.book.by_address(wanted)
-        else:
-            wanted = take(fields, "peer", validate.peer_id)
-            found = self._node.book.by_id(wanted)
-        if found is None:
-            raise PeerdError(Code.PEER_NOT_FOUND, peer=wanted)
-        return found
-
-    async def _execute(self, link: Connection, peer: Peer, request: ExecRequest) -> None:
-        async def work(cancel: asyncio.Event, stdin: Stdin) -> None:
-            result = await self._executor.run(request, Caller(peer.peer_id), FrameSink(link), cancel, stdin)
-            await link.send("result", result.to_wire())
-
-        await _cancellable(link, work)
 
 
 class UnixFront(Front):
@@ -308,7 +221,7 @@ class UnixFront(Front):
             await _print(link, "stderr", answer.error.text if answer.error else "")
             await link.send("exit", {"status": answer.status})
 
-        await _cancellable(link, work)
+        await cancellable(link, work)
 
     async def _call(self, link: Connection, who: str, fields: Mapping[str, object]) -> None:
         """A command by name and parameters: answered with its data."""
@@ -322,7 +235,7 @@ class UnixFront(Front):
                 reply["error"] = answer.error.to_wire()
             await link.send("reply", reply)
 
-        await _cancellable(link, work)
+        await cancellable(link, work)
 
     async def _run(
         self,

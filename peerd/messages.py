@@ -28,6 +28,14 @@ class Action(enum.StrEnum):
     BUILD = "build"
 
 
+class RegistryAction(enum.StrEnum):
+    """What an administrator does with a peer or a registration; the values are the messages that ask the leader."""
+
+    DELETE = "deletePeer"
+    APPROVE = "approvePeer"
+    REJECT = "rejectPeer"
+
+
 def take(fields: Mapping[str, object], name: str, check: Callable[[object], T], default: T | None = None) -> T:
     """The checked value of one field.
 
@@ -245,12 +253,16 @@ def _exit_status(outcome: Outcome, reported: int, signal: int | None) -> int:
 
 @dataclass(frozen=True)
 class Registration:
-    """What a worker says of itself when it registers. Its address and key are never among it."""
+    """What a worker says of itself when it registers. Its address and key are never among it.
+
+    :ivar joining: whether somebody on that machine told it to register, as a worker that was deleted needs
+    """
 
     peer_id: str
     hostname: str
     mac_address: str
     daemon_version: str
+    joining: bool = False
 
     def to_wire(self) -> dict[str, object]:
         """The fields of a registerPeer."""
@@ -264,4 +276,5 @@ class Registration:
             take(fields, "hostname", _text, ""),
             take(fields, "mac_address", validate.mac_address, ""),
             take(fields, "daemon_version", _text, ""),
+            take(fields, "joining", validate.boolean, False),
         )

@@ -15,6 +15,7 @@ from peerd.membership import Membership
 from peerd.node import Node
 from peerd.registry import Registry
 from peerd.session import Session
+from peerd.trust import Trust
 
 
 class Service:
@@ -25,7 +26,7 @@ class Service:
     """
 
     def __init__(self, node: Node, executor: Executor, registry: Registry, config: Callable[[], Config]) -> None:
-        self._parts = (self, Execution(node, executor), Membership(node, executor, registry, config))
+        self._parts = (self, Execution(node, executor), Membership(node, executor, registry, config), Trust(node))
 
     async def call(self, name: str, params: Mapping[str, Any], session: Session) -> Answer:
         """Do a command.

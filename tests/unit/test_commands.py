@@ -12,6 +12,7 @@ from peerd.errors import KINDS, Code
 from peerd.execution import Execution
 from peerd.membership import Membership
 from peerd.service import Service
+from peerd.trust import Trust
 
 SEED = (
     "execOnPeer remotePull remoteBd remoteDeployDaemon setPeerConfig registerWorker getPeerStatus listPeers "
@@ -20,7 +21,7 @@ SEED = (
 SERVED = [command for command in COMMANDS if command.name != "help"]
 METHODS = {
     name: method
-    for part in (Service, Execution, Membership)
+    for part in (Service, Execution, Membership, Trust)
     for name, method in vars(part).items()
     if name.startswith("do_")
 }

@@ -6,13 +6,14 @@ from dataclasses import fields
 
 import pytest
 
-from peerd.config import SETTINGS, Config, ConfigError, Setting, parse
+from peerd.config import SETTINGS, Config, ConfigError, Mode, Setting, parse
 from unit.support import settings
 
 NAMES = {setting.name for setting in SETTINGS}
 BAD = {
     "vpn-interface": ["", "wg/0", "a" * 16, "wg 0", "w\x1bg"],
     "leader-address": ["", "vps", "0.0.0.0", "10.0.0.0/24", "::1"],
+    "registration": ["", "yes", "OPEN", "open closed"],
     "port": ["", "0", "65536", "-1", "x", "3600.0"],
     "repository": ["", "opt", "/a\0b"],
     "pull-command": ["", "a\0b"],
@@ -30,6 +31,7 @@ BAD = {
 GOOD = {
     "vpn-interface": ("wg-home", "wg-home"),
     "leader-address": ("10.1.2.3", "10.1.2.3"),
+    "registration": ("approval", Mode.APPROVAL),
     "port": ("65535", 65535),
     "repository": ("/srv/x y", "/srv/x y"),
     "pull-command": ("git pull --ff-only # now", "git pull --ff-only # now"),

@@ -11,7 +11,7 @@ import pytest
 import peerd
 
 SOURCES = {path.stem: path for path in Path(peerd.__file__).parent.glob("*.py") if path.stem != "__init__"}
-PURE = "cli commands config errors messages peers protocol render validate".split()
+PURE = "claims cli commands config errors messages peers protocol render validate".split()
 IO = {"asyncio", "dbus_next", "peewee", "playhouse", "sdnotify", "selectors", "socket", "subprocess", "systemd"}
 EDGES = {
     "dbus_next": {"scopes", "bus"},
@@ -20,7 +20,7 @@ EDGES = {
     "sdnotify": {"daemon"},
     "click": {"cli"},
 }
-FRONT = {"bus", "daemon", "fronts"}
+FRONT = {"bus", "daemon", "fronts", "tcpfront"}
 
 
 def imports(name: str, everywhere: bool = True) -> set[str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from peerd import cli, client, daemon, errors, executor, fronts, links, messages, protocol, validate
+from peerd import cli, client, daemon, errors, executor, fronts, links, messages, protocol, tcpfront, validate
 from peerd.commands import BY_NAME, COMMANDS, Command
 from peerd.config import SETTINGS
 from peerd.environment import login_environment
@@ -373,7 +373,7 @@ def test_outcomes_stand_in_the_order_of_the_table() -> None:
         (D, f"at most {validate.MAX_COMMAND} bytes"),
         (WIRE, f"the last {executor._REMEMBERED} ids"),
         (WIRE, f"for {fronts._HELLO_LIMIT:g} seconds"),
-        (WIRE, f"for {fronts._IDLE_LIMIT:g} seconds"),
+        (WIRE, f"for {tcpfront._IDLE_LIMIT:g} seconds"),
         (WIRE, f"hears nothing for {_WORDS[links._MISSED_HEARTBEATS]} of them"),
         (CONF, f"silent for {_WORDS[links._MISSED_HEARTBEATS]} of them"),
     ],
@@ -390,7 +390,7 @@ def test_bounds_of_settings() -> None:
     for setting in SETTINGS:
         kind = type(setting.parse(setting.default))
         limit = year if kind is float else {"port": 65_535}.get(setting.name, most)
-        if kind is not str:
+        if not issubclass(kind, str):
             assert setting.parse(str(limit)) == limit
             with pytest.raises(ValueError, match=r"\d"):
                 setting.parse(str(limit + 1))

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from peerd import network
+from peerd.config import Mode
 from peerd.errors import Code, Outcome, PeerdError
-from peerd.fronts import TcpFront
 from peerd.journal import Event
 from peerd.links import receive_book
 from peerd.messages import ExecRequest, ExecResult
@@ -21,6 +21,7 @@ from peerd.peers import Peer
 from peerd.protocol import PROTOCOL_VERSION
 from peerd.registry import Identity, Registry
 from peerd.session import Caller, Sink
+from peerd.tcpfront import TcpFront
 from unit.support import EXEC_ID, FakeExecutor, Journal, Script, Wire, dialled, registration, settings, tcp_server
 
 LEADER = Identity("leader", "vps", "")
@@ -138,17 +139,23 @@ def test_who_does_not_come_through_the_vpn_is_dropped_without_a_word(
         ("getPeerInfo", {"peer": "laptop"}),
         ("listPeers", {}),
         ("deletePeer", {"peer": "laptop"}),
+        ("approvePeer", {"peer": "laptop"}),
+        ("rejectPeer", {"peer": "laptop"}),
         ("heartbeat", {}),
+        ("ping", {}),
+        ("noSuchMessage", {}),
     ],
-    ids=["execRequest", "getPeerInfo", "listPeers", "deletePeer", "heartbeat"],
+    ids="execRequest getPeerInfo listPeers deletePeer approvePeer rejectPeer heartbeat ping noSuchMessage".split(),
 )
-def test_who_is_no_peer_is_denied_everything(type_: str, fields: dict[str, object]) -> None:
+def test_who_is_no_peer_gets_no_word_for_anything_but_a_registration(
+    records: Journal, type_: str, fields: dict[str, object]
+) -> None:
     async def main() -> None:
         async with served() as remote, greeted(remote, "127.0.0.66") as wire:
-            denied = await wire.ask(type_, fields)
-            assert (denied.type, denied.fields["code"]) == ("error", "unknown-peer")
-            assert denied.fields["details"] == {"address": "127.0.0.66", "peer": "vps"}
-            assert (await wire.ask("ping")).type == "pong"
+            await wire.link.send(type_, fields)
+            await wire.end()
+            (record,) = records.of(Event.CONNECTION_REFUSED)
+            assert record.message == "Connection from 127.0.0.66 refused: not a registered peer"
             assert remote.executor.requests == []
             assert {peer.peer_id for peer in remote.registry.peers()} == {"laptop", "vps"}
 
@@ -159,7 +166,78 @@ def test_a_message_cannot_claim_who_sent_it() -> None:
     async def main() -> None:
         async with served() as remote, greeted(remote, "127.0.0.66") as wire:
             claim = {**EXEC, "peer": "laptop", "peer_id": "laptop", "address": "127.0.0.4", "ip_address": "127.0.0.4"}
-            assert (await wire.ask("execRequest", claim)).fields["code"] == "unknown-peer"
+            await wire.link.send("execRequest", claim)
+            await wire.end()
+            assert remote.executor.requests == []
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("identity", "changes"),
+    [
+        (Identity("", "desktop", ""), {}),
+        (Identity("worker", "desktop", "127.0.0.9"), {}),
+        (LEADER, {"registration": Mode.CLOSED}),
+    ],
+    ids=["no role", "worker", "closed"],
+)
+def test_where_nobody_may_register_a_stranger_is_not_even_greeted(
+    records: Journal, identity: Identity, changes: dict[str, Any]
+) -> None:
+    async def main() -> None:
+        async with served(identity=identity, **changes) as remote:
+            async with dialled(remote.port, "127.0.0.66") as wire:
+                await wire.end()
+            (record,) = records.of(Event.CONNECTION_REFUSED)
+            assert record.message == "Connection from 127.0.0.66 refused: not a registered peer"
+
+    asyncio.run(main())
+
+
+def test_a_peers_address_with_another_key_behind_it_is_nobodys(
+    records: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def stolen(interface: str, address: str) -> str:
+        return "another key"
+
+    async def main() -> None:
+        async with served() as remote:
+            async with greeted(remote, "127.0.0.2") as wire:
+                assert (await wire.ask("registerPeer", registration("desktop").to_wire())).type == "registered"
+            monkeypatch.setattr(network, "public_key", stolen)
+            async with greeted(remote, "127.0.0.2") as wire:
+                await wire.link.send("execRequest", EXEC)
+                await wire.end()
+            assert remote.executor.requests == []
+            (record,) = records.of(Event.CONNECTION_REFUSED)
+            assert record.message.endswith("its WireGuard key is not the one that it registered with")
+            async with greeted(remote, "127.0.0.2") as wire:
+                refused = await wire.ask("registerPeer", registration("desktop").to_wire())
+                assert refused.fields["code"] == "key-changed"
+
+    asyncio.run(main())
+
+
+def test_a_machine_that_waits_can_do_nothing_until_it_is_approved(records: Journal) -> None:
+    async def main() -> None:
+        async with served(registration=Mode.APPROVAL) as remote:
+            for _ in range(2):
+                async with greeted(remote, "127.0.0.2") as wire:
+                    waits = await wire.ask("registerPeer", registration("desktop").to_wire())
+                    assert (waits.type, waits.fields["code"]) == ("error", "pending")
+                    await wire.link.send("execRequest", EXEC)
+                    await wire.end()
+            assert remote.executor.requests == []
+            assert len(records.of(Event.PEER_PENDING)) == 1
+            async with greeted(remote) as wire:
+                await wire.link.send("listPeers")
+                book = await receive_book(wire.link)
+                assert [(claim.peer_id, claim.state) for claim in book.claims] == [("desktop", "pending")]
+                assert (await wire.ask("approvePeer", {"peer": "desktop"})).type == "reply"
+                assert [record.text("caller") for record in records.of(Event.PEER_APPROVED)] == ["laptop"]
+            async with greeted(remote, "127.0.0.2") as wire:
+                assert (await wire.ask("registerPeer", registration("desktop").to_wire())).type == "registered"
 
     asyncio.run(main())
 
@@ -350,7 +428,8 @@ def test_a_peer_deletes_another_but_not_the_leader(records: Journal) -> None:
             assert remote.node.book.by_id("laptop") is None
             assert [record.text("caller") for record in records.of(Event.PEER_DELETED)] == ["laptop"]
             # From now on it is nobody.
-            assert (await wire.ask("listPeers")).fields["code"] == "unknown-peer"
+            await wire.link.send("listPeers")
+            await wire.end()
 
     asyncio.run(main())
 
@@ -410,21 +489,26 @@ def test_a_registration_that_is_refused_says_why(claim: dict[str, object], sourc
 
 def test_who_is_no_leader_takes_no_registration_and_keeps_no_registry() -> None:
     async def main() -> None:
-        async with served(identity=Identity("", "desktop", "")) as remote, greeted(remote) as wire:
-            refused = await wire.ask("registerPeer", registration("laptop").to_wire())
-            assert refused.fields["code"] == "not-leader"
+        async with served(identity=Identity("worker", "desktop", "127.0.0.9")) as remote:
+            assert remote.node.link is not None
+            remote.node.link.book.put(LAPTOP)
+            async with greeted(remote) as wire:
+                refused = await wire.ask("registerPeer", registration("laptop").to_wire())
+                assert refused.fields["code"] == "not-leader"
+            assert remote.registry.claims() == []
 
     asyncio.run(main())
 
 
 def test_what_only_a_leader_answers_is_unknown_to_others() -> None:
     async def main() -> None:
-        async with served(identity=Identity("worker", "desktop", "127.0.0.9")) as remote, greeted(remote) as wire:
+        async with served(identity=Identity("worker", "desktop", "127.0.0.9")) as remote:
             assert remote.node.link is not None
             remote.node.link.book.put(LAPTOP)
-            for type_ in ("listPeers", "deletePeer", "heartbeat"):
-                assert (await wire.ask(type_, {"peer": "laptop"})).fields["code"] == "unknown-message"
-            assert (await wire.ask("execRequest", EXEC)).type == "result"
+            async with greeted(remote) as wire:
+                for type_ in ("listPeers", "deletePeer", "approvePeer", "rejectPeer", "heartbeat"):
+                    assert (await wire.ask(type_, {"peer": "laptop"})).fields["code"] == "unknown-message"
+                assert (await wire.ask("execRequest", EXEC)).type == "result"
 
     asyncio.run(main())
 

@@ -1,0 +1,139 @@
+"""The TCP socket: what the messages of other peers mean, and who may send them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+from peerd import network, validate
+from peerd.config import Config, Mode
+from peerd.connection import Connection
+from peerd.errors import Code, PeerdError
+from peerd.executor import Executor
+from peerd.fronts import FrameSink, Front, cancellable
+from peerd.journal import Event, log
+from peerd.messages import ExecRequest, Registration, RegistryAction, take, take_optional
+from peerd.node import Node
+from peerd.peers import Peer
+from peerd.protocol import Frame
+from peerd.session import Caller
+from peerd.stdin import Stdin
+
+_IDLE_LIMIT = 300.0
+
+
+class TcpFront(Front):
+    """Serves other peers. A peer is the address that its connection comes from, through the VPN's interface."""
+
+    def __init__(self, node: Node, executor: Executor, config: Callable[[], Config]) -> None:
+        super().__init__(node, config)
+        self._executor = executor
+
+    def who(self, link: Connection) -> str:
+        """The address of the other end."""
+        return link.address
+
+    async def _serve(self, link: Connection, who: str) -> None:
+        refusal = self._refusal(link, who)
+        # Elsewhere than on a leader that takes new peers, a stranger does not even hear that somebody is there.
+        if not (refusal or self._takes_registrations()):
+            refusal = await self._stranger(who)
+        if refusal:
+            self._drop(link, who, refusal)
+            return
+        network.tune(link.socket)
+        await self._greet(link)
+        registered, genuine = "", False
+        try:
+            while True:
+                async with asyncio.timeout(None if registered else _IDLE_LIMIT):
+                    frame = await link.receive()
+                if frame is None:
+                    return
+                if frame.type == "registerPeer":
+                    try:
+                        registered = await self._register(link, who, frame)
+                    except PeerdError as error:
+                        await link.send("error", error.to_wire())
+                    continue
+                if refusal := await self._stranger(who, genuine):
+                    self._drop(link, who, refusal)
+                    return
+                genuine = True
+                if frame.type == "heartbeat" and registered and self._node.hub:
+                    self._node.hub.heard(link, registered)
+                else:
+                    await self._answer(link, lambda frame: self._handle(link, who, frame), frame)
+        finally:
+            if registered and self._node.hub:
+                self._node.hub.left(link, registered)
+
+    def _refusal(self, link: Connection, who: str) -> str:
+        if not network.came_through(link.socket, self._config().vpn_interface):
+            return "not through the VPN"
+        if network.is_own_address(who):
+            return "from this machine itself"
+        return "" if link.port < network.RESERVED_BELOW else "from a port that any user can have"
+
+    def _takes_registrations(self) -> bool:
+        return self._node.hub is not None and self._config().registration is not Mode.CLOSED
+
+    async def _stranger(self, who: str, genuine: bool = False) -> str:
+        """Why an address has nothing to say here, or "".
+
+        :param genuine: whether the key behind it was looked at before
+        """
+        try:
+            peer = await self._node.identify(who)
+        except PeerdError:
+            return "not a registered peer"
+        if self._node.hub and not genuine and not await self._node.hub.genuine(peer):
+            return "its WireGuard key is not the one that it registered with"
+        return ""
+
+    def _drop(self, link: Connection, who: str, refusal: str) -> None:
+        log(Event.CONNECTION_REFUSED, f"Connection from {who} refused: {refusal}", address=who)
+        link.abort()
+
+    async def _register(self, link: Connection, address: str, frame: Frame) -> str:
+        if self._node.hub is None:
+            raise PeerdError(Code.NOT_LEADER, address=self._node.address or self._node.peer_id)
+        return (await self._node.hub.register(link, address, Registration.from_wire(frame.fields))).peer_id
+
+    async def _handle(self, link: Connection, address: str, frame: Frame) -> None:
+        peer = await self._node.identify(address)
+        match frame.type:
+            case "execRequest":
+                await self._execute(link, peer, ExecRequest.from_wire(frame.fields))
+            case "getPeerInfo":
+                await link.send("reply", self._find(frame.fields).to_wire())
+            case "listPeers" if self._node.hub:
+                self._node.hub.tell_all(link)
+            case "deletePeer" | "approvePeer" | "rejectPeer" if self._node.hub:
+                await self._node.change_registry(
+                    RegistryAction(frame.type),
+                    take(frame.fields, "peer", validate.peer_id),
+                    take_optional(frame.fields, "address", validate.address),
+                    peer.peer_id,
+                )
+                await link.send("reply")
+            case _:
+                raise PeerdError(Code.UNKNOWN_MESSAGE, name=frame.type)
+
+    def _find(self, fields: Mapping[str, object]) -> Peer:
+        if "address" in fields:
+            wanted = take(fields, "address", validate.address)
+            found = self._node.book.by_address(wanted)
+        else:
+            wanted = take(fields, "peer", validate.peer_id)
+            found = self._node.book.by_id(wanted)
+        if found is None:
+            raise PeerdError(Code.PEER_NOT_FOUND, peer=wanted)
+        return found
+
+    async def _execute(self, link: Connection, peer: Peer, request: ExecRequest) -> None:
+        async def work(cancel: asyncio.Event, stdin: Stdin) -> None:
+            result = await self._executor.run(request, Caller(peer.peer_id), FrameSink(link), cancel, stdin)
+            await link.send("result", result.to_wire())
+
+        await cancellable(link, work)
