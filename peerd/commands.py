@@ -92,6 +92,9 @@ TIMEOUT = Option(
 BUILD_TIMEOUT = Option(
     "--timeout", "Stop it after this many seconds (the peer's build-timeout: 1800).", "SECONDS", validate.seconds
 )
+ENV = Option(
+    "--env", "Set a variable for the command; may be repeated.", "NAME=VALUE", validate.assignment, multiple=True
+)
 FROM = Option(
     "--address", "The address that it registers from, where its id is not enough.", "ADDRESS", validate.address
 )
@@ -109,13 +112,7 @@ COMMANDS: tuple[Command, ...] = (
             Option("--shellCmd", "The command, for /bin/sh -c.", "COMMAND", validate.shell_command),
             TIMEOUT,
             Option("--stdin", "Send standard input to the command; without it, it reads nothing."),
-            Option(
-                "--env",
-                "Set a variable for the command; may be repeated.",
-                "NAME=VALUE",
-                validate.assignment,
-                multiple=True,
-            ),
+            ENV,
             Option("--user", "Run it as this user of the peer (root).", "USER", validate.user),
             Option("--login", "Run it by the user's own shell, as a login shell."),
             Option("--memory", "Let it use at most so many bytes; K, M, G for powers of 1024.", "SIZE", validate.size),
@@ -151,6 +148,21 @@ COMMANDS: tuple[Command, ...] = (
     Command("deletePeer", "Delete a peer from the registry.", (PEER,)),
     Command("approvePeer", "Make a peer of a registration that waits or was refused.", (PEER, FROM)),
     Command("rejectPeer", "Keep a peer or a registration out until it is approved or deleted.", (PEER, FROM)),
+    Command(
+        "checkPolicy",
+        "Say whether a peer may run a command on this machine, and why.",
+        (
+            PEER,
+            Option("--directory", "Where it would run.", "PATH", validate.directory),
+            Option("--user", "Whom it would run as (root).", "USER", validate.user),
+            Option("--shellCmd", "The command, for /bin/sh -c.", "COMMAND", validate.shell_command),
+            Option("--action", "remotePull or remoteBd.", "ACTION", str, choices=("pull", "build")),
+            ENV,
+            Option("--timeout", "The timeout that it asks for.", "SECONDS", validate.seconds),
+        ),
+        data=True,
+        rest="argv",
+    ),
     Command("dbSanityCheck", "Delete registry entries that a worker should not have.", data=True),
     Command("ping", "Ask the daemon, or a peer's, for a sign of life.", (_peer("Ask this peer's daemon.", False),)),
     Command("version", "Show the version of the daemon."),

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 
-from peerd import scopes
+from peerd import guard, scopes
 from peerd.config import Config
 from peerd.errors import Code, PeerdError
 from peerd.journal import Event, log
@@ -62,7 +62,9 @@ class Executor:
         :param cancel: when set, the command is stopped and what it still says is dropped
         """
         try:
-            request = self._resolve(request)
+            asked, request = request.timeout, self._resolve(request)
+            if not caller.user:
+                request = await guard.admit(self._config().policy, request, asked, caller.peer, self._name())
             self._admit(request)
         except PeerdError as error:
             return self._record(request, caller, ExecResult.failure(error))

@@ -113,6 +113,7 @@ class ExecRequest:
     :ivar memory: bytes that it may use at most, or None (MemoryMax=)
     :ivar cpu: percent of one CPU that it may use at most, or None (CPUQuota=)
     :ivar tasks: processes and threads that it may have at most, or None (TasksMax=)
+    :ivar resolved: whether the directory must have no symbolic link in it when it is entered; the target's own doing
     """
 
     exec_id: str
@@ -128,6 +129,7 @@ class ExecRequest:
     memory: int | None = None
     cpu: float | None = None
     tasks: int | None = None
+    resolved: bool = False
 
     @property
     def command(self) -> str:

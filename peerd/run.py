@@ -131,7 +131,7 @@ class Run:
                 self._request.directory,
                 {**login_environment(self._request.exec_id, str(self._caller), entry), **self._request.env},
                 [*ends, gate_end.fileno()],
-                _credentials(entry) if entry.pw_uid else None,
+                {**(_credentials(entry) if entry.pw_uid else {}), "resolved": self._request.resolved},
             )
         return control, pipes, pid
 

@@ -26,7 +26,8 @@ class Service:
     """
 
     def __init__(self, node: Node, executor: Executor, registry: Registry, config: Callable[[], Config]) -> None:
-        self._parts = (self, Execution(node, executor), Membership(node, executor, registry, config), Trust(node))
+        membership = Membership(node, executor, registry, config)
+        self._parts = (self, Execution(node, executor), membership, Trust(node, config))
 
     async def call(self, name: str, params: Mapping[str, Any], session: Session) -> Answer:
         """Do a command.

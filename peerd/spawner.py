@@ -8,9 +8,10 @@ while the daemon moves it into a scope, then starts the command, waits for it an
 socket. It stays inside the scope, so that its report does not depend on the daemon that asked for it.
 
 A request is one byte that carries four descriptors (stdin, stdout, stderr, control; see unix(7), SCM_RIGHTS), then
-four bytes of length, then JSON: ``argv``, ``environment``, ``directory``, and for another user than root ``uid``,
-``gid`` and ``groups``. The answer is the pid of the gate in four
-bytes. The report is a line of JSON: ``{"status": N}`` as from waitpid(2), or ``{"errno": N, "step": "directory"}``.
+four bytes of length, then JSON: ``argv``, ``environment``, ``directory``, for another user than root ``uid``, ``gid``
+and ``groups``, and ``resolved`` where the directory must be entered without a symbolic link. The answer is the pid of
+the gate in four bytes. The report is a line of JSON: ``{"status": N}`` as from waitpid(2), or
+``{"errno": N, "step": "directory"}``.
 The gate stays until the daemon closes the control socket, so that the daemon can still read the scope's figures.
 """
 
@@ -107,16 +108,23 @@ def drop_streams() -> None:
 def enter(request: dict[str, Any]) -> None:
     """Change to the directory with the rights of the command's user, and be root again."""
     if "uid" not in request:
-        os.chdir(request["directory"])
+        change_directory(request)
         return
     os.setgroups(request["groups"])
     os.setegid(request["gid"])
     os.seteuid(request["uid"])
     try:
-        os.chdir(request["directory"])
+        change_directory(request)
     finally:
         os.seteuid(0)
         os.setegid(0)
+
+
+def change_directory(request: dict[str, Any]) -> None:
+    """Change to the directory; to that very path and not to where a symbolic link leads, where it was resolved."""
+    os.chdir(request["directory"])
+    if request.get("resolved") and os.getcwd() != request["directory"]:
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
 
 
 def execute(request: dict[str, Any]) -> NoReturn:

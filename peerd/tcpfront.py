@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 
-from peerd import network, validate
+from peerd import guard, network, validate
 from peerd.config import Config, Mode
 from peerd.connection import Connection
 from peerd.errors import Code, PeerdError
@@ -110,15 +110,16 @@ class TcpFront(Front):
             case "listPeers" if self._node.hub:
                 self._node.hub.tell_all(link)
             case "deletePeer" | "approvePeer" | "rejectPeer" if self._node.hub:
-                await self._node.change_registry(
-                    RegistryAction(frame.type),
-                    take(frame.fields, "peer", validate.peer_id),
-                    take_optional(frame.fields, "address", validate.address),
-                    peer.peer_id,
-                )
+                await self._change_registry(RegistryAction(frame.type), peer, frame.fields)
                 await link.send("reply")
             case _:
                 raise PeerdError(Code.UNKNOWN_MESSAGE, name=frame.type)
+
+    async def _change_registry(self, action: RegistryAction, peer: Peer, fields: Mapping[str, object]) -> None:
+        wanted = take(fields, "peer", validate.peer_id)
+        address = take_optional(fields, "address", validate.address)
+        guard.consent(self._config().policy, action, wanted, peer.peer_id)
+        await self._node.change_registry(action, wanted, address, peer.peer_id)
 
     def _find(self, fields: Mapping[str, object]) -> Peer:
         if "address" in fields:

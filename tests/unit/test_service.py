@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from peerd import __version__, network
+from peerd import __version__, links, network
 from peerd.answer import Answer
 from peerd.errors import Code, Outcome, PeerdError
 from peerd.journal import Event
 from peerd.messages import ExecRequest, ExecResult
 from peerd.node import Node
 from peerd.peers import Peer
+from peerd.policy import Policy, Rule
 from peerd.registry import Identity, Registry
 from peerd.service import Service
 from peerd.session import Caller, Session, Sink
@@ -559,6 +560,98 @@ def test_a_peer_is_deleted_on_the_leader_by_itself_and_on_a_worker_by_asking() -
             assert (await leader.link.expect("deletePeer")).fields == {"peer": "laptop"}
             leader.link.post("reply")
             assert (await deleting).text == "Deleted peer: laptop"
+
+    asyncio.run(main())
+
+
+def test_the_registry_is_changed_on_the_leader_by_itself_and_on_a_worker_by_asking(records: Journal) -> None:
+    async def main() -> None:
+        async with machine() as here:
+            for name in ("approvePeer", "rejectPeer"):
+                with pytest.raises(PeerdError, match="Peer not found"):
+                    await here.call(name, peer="phone")
+                with pytest.raises(PeerdError) as caught:
+                    await here.call(name, peer="vps")
+                assert caught.value.code is Code.SELF_DELETE
+            assert (await here.call("rejectPeer", peer="laptop")).text == "Rejected peer: laptop"
+            shown = (await here.call("listPeers")).data
+            assert [(peer["peer_id"], peer["state"]) for peer in shown] == [
+                ("vps", "registered"),
+                ("laptop", "rejected"),
+            ]
+            assert (await here.call("approvePeer", peer="laptop", address="127.0.0.4")).text == "Approved peer: laptop"
+            assert here.node.book.by_id("laptop") is not None
+        async with machine(WORKER) as here:
+            await admit(here, LAPTOP)
+            approving = here.call("approvePeer", peer="phone", address="127.0.0.9")
+            leader = await here.target()
+            assert (await leader.link.expect("approvePeer")).fields == {"peer": "phone", "address": "127.0.0.9"}
+            leader.link.post("error", PeerdError(Code.DENIED, reason="no").to_wire())
+            with pytest.raises(PeerdError, match="Permission denied: no"):
+                await approving
+            assert [record.text("caller") for record in records.of(Event.REGISTRY_ASKED)] == ["ann@vps"]
+
+    asyncio.run(main())
+
+
+def test_a_worker_that_must_wait_stays_a_worker_and_goes_on_asking(
+    records: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(links, "_FIRST_DELAY", 0.001)
+    monkeypatch.setattr(links, "_LONGEST_DELAY", 0.001)
+    pending = PeerdError(Code.PENDING, peer="desktop", address="127.0.0.2")
+
+    async def main() -> None:
+        async with machine(Identity("", "", "")) as here:
+            joining = here.call("setPeerConfig", role="worker", id="desktop", leader="127.0.0.1")
+            for _ in range(3):
+                wire = await here.target()
+                assert (await wire.link.expect("registerPeer")).fields["joining"] is True
+                wire.link.post("error", pending.to_wire())
+            answer = await joining
+            assert (code(answer), answer.status) == (Code.PENDING, 255)
+            assert "Asked to join as 'desktop'" in answer.text
+            assert here.registry.identity() == WORKER
+            refused = await here.call("execOnPeer", **EXEC)
+            assert code(refused) is Code.PENDING
+            # One record for all of its attempts.
+            assert len(records.of(Event.LEADER_REFUSED)) == 1
+
+    asyncio.run(main())
+
+
+def test_a_policy_explains_itself() -> None:
+    rule = Rule("deploy", ("laptop",), users=("root",), programs=(("git", "pull"),), max_timeout=60.0)
+    asked = {"peer": "laptop", "directory": "/"}
+
+    async def main() -> None:
+        async with machine(policy=Policy(rules=(rule,))) as here:
+            answer = await here.call("checkPolicy", **asked, argv=("git", "pull"))
+            assert answer.status == 0
+            assert answer.data == {
+                "allowed": True,
+                "rule": "deploy",
+                "reason": "allowed by [allow deploy]",
+                "peer": "laptop",
+                "registered": True,
+                "user": "root",
+                "directory": "/",
+                "max_timeout": 60.0,
+            }
+            denied = await here.call("checkPolicy", peer="phone", action="pull", user="ann")
+            assert (denied.status, denied.data["allowed"], denied.data["registered"]) == (255, False, False)
+            assert denied.data["directory"] == "/opt/automateLinux"
+            assert denied.data["reason"] == "[allow deploy]: phone is not among peers"
+            for wrong in (
+                {},
+                {**asked, "action": "pull"},
+                {"shell_cmd": "x"},
+                {**asked, "shell_cmd": "x", "argv": ("x",)},
+            ):
+                with pytest.raises(PeerdError) as caught:
+                    await here.call("checkPolicy", **{"peer": "laptop", **wrong})
+                assert caught.value.code is Code.USAGE
+            assert here.executor.requests == []
 
     asyncio.run(main())
 

@@ -18,6 +18,7 @@ from peerd.links import receive_book
 from peerd.messages import ExecRequest, ExecResult
 from peerd.node import Node
 from peerd.peers import Peer
+from peerd.policy import Policy
 from peerd.protocol import PROTOCOL_VERSION
 from peerd.registry import Identity, Registry
 from peerd.session import Caller, Sink
@@ -430,6 +431,17 @@ def test_a_peer_deletes_another_but_not_the_leader(records: Journal) -> None:
             # From now on it is nobody.
             await wire.link.send("listPeers")
             await wire.end()
+
+    asyncio.run(main())
+
+
+def test_only_the_registrys_admins_change_it() -> None:
+    async def main() -> None:
+        async with served(policy=Policy(registry_admins=())) as remote, greeted(remote) as wire:
+            for type_ in ("deletePeer", "approvePeer", "rejectPeer"):
+                denied = await wire.ask(type_, {"peer": "laptop"})
+                assert (denied.type, denied.fields["code"]) == ("error", "denied")
+            assert remote.node.book.by_id("laptop") is not None
 
     asyncio.run(main())
 
