@@ -145,7 +145,7 @@ COMMANDS: tuple[Command, ...] = (
         columns=("peer_id", "ip_address", "hostname", "state", "is_online", "last_seen", "daemon_version"),
     ),
     Command("getPeerInfo", "Show one registered peer.", (PEER,), data=True),
-    Command("deletePeer", "Delete a peer from the registry.", (PEER,)),
+    Command("deletePeer", "Delete a peer from the registry.", (PEER, FROM)),
     Command("approvePeer", "Make a peer of a registration that waits or was refused.", (PEER, FROM)),
     Command("rejectPeer", "Keep a peer or a registration out until it is approved or deleted.", (PEER, FROM)),
     Command(

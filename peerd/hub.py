@@ -121,14 +121,18 @@ class Hub:
             self._put(replace(peer, is_online=False))
             log(Event.PEER_OFFLINE, f"Peer {peer_id} ({peer.ip_address}) is offline", peer=peer_id)
 
-    def delete(self, peer_id: str, caller: str) -> None:
+    def delete(self, peer_id: str, address: str | None, caller: str) -> None:
         """Delete a peer from the registry and close its link, and forget what was claimed under its id.
 
         A worker that was deleted is kept out until it is told to register.
 
+        :param address: forget only what has this address
         :raises PeerdError: PEER_NOT_FOUND
         """
-        peer, claims = self.book.by_id(peer_id), self._claims.named(peer_id)
+        found = [*filter(None, [self.book.by_id(peer_id)]), *self._claims.named(peer_id)]
+        chosen = [entry for entry in found if address in (None, entry.ip_address)]
+        peer = next((entry for entry in chosen if entry.state is State.REGISTERED), None)
+        claims = [entry for entry in chosen if entry is not peer]
         if not (peer or claims):
             raise PeerdError(Code.PEER_NOT_FOUND, peer=peer_id)
         for claim in claims:

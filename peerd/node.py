@@ -150,10 +150,10 @@ class Node:
                 Event.REGISTRY_ASKED, f"{action} {peer_id} asked of the leader by {caller}", peer=peer_id, caller=caller
             )
             await self._ask(action, {"peer": peer_id, **({"address": address} if address else {})})
-        elif peer_id == self.peer_id and (action is not RegistryAction.REJECT or address in (None, self.address)):
+        elif peer_id == self.peer_id and (action is RegistryAction.APPROVE or address in (None, self.address)):
             raise PeerdError(Code.SELF_DELETE, peer=peer_id)
         elif action is RegistryAction.DELETE:
-            self.hub.delete(peer_id, caller)
+            self.hub.delete(peer_id, address, caller)
         elif action is RegistryAction.APPROVE:
             self.hub.approve(peer_id, address, caller)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +26,15 @@ class Identity:
     role: str = ""
     peer_id: str = ""
     leader_address: str = ""
+
+
+def _secure(path: str | Path) -> None:
+    """Make the file if there is none, for its owner alone. A symbolic link in its place is refused."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        os.fchmod(file, 0o600)
+    finally:
+        os.close(file)
 
 
 class Registry:
@@ -71,7 +81,7 @@ class Registry:
         self._claims: Any = ClaimRow
         try:
             if str(path) != ":memory:":
-                Path(path).touch(mode=0o600)
+                _secure(path)
             self._database.init(str(path), pragmas=_PRAGMAS)
             self._database.connect()
             self._migrate()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 from peerd import guard, network, validate
@@ -20,6 +21,9 @@ from peerd.session import Caller
 from peerd.stdin import Stdin
 
 _IDLE_LIMIT = 300.0
+_STRANGER_LIMIT = 10.0
+"""Seconds for a connection to say something that only a peer may."""
+_OF_A_STRANGER = 16
 
 
 class TcpFront(Front):
@@ -28,6 +32,7 @@ class TcpFront(Front):
     def __init__(self, node: Node, executor: Executor, config: Callable[[], Config]) -> None:
         super().__init__(node, config)
         self._executor = executor
+        self._of: Counter[str] = Counter()
 
     def who(self, link: Connection) -> str:
         """The address of the other end."""
@@ -41,12 +46,28 @@ class TcpFront(Front):
         if refusal:
             self._drop(link, who, refusal)
             return
+        self._of[who] += 1
+        try:
+            if self._of[who] > self._share(who):
+                raise PeerdError(Code.BUSY, reason="too many connections of one peer (half of max-connections)")
+            await self._converse(link, who)
+        finally:
+            self._of[who] -= 1
+            if not self._of[who]:
+                del self._of[who]
+
+    def _share(self, who: str) -> int:
+        """How many connections one address may have, so that nobody is kept out by one peer or some strangers."""
+        most = self._config().max_connections
+        return max(1, most // 2 if self._node.book.by_address(who) else min(_OF_A_STRANGER, most // 2))
+
+    async def _converse(self, link: Connection, who: str) -> None:
         network.tune(link.socket)
         await self._greet(link)
         registered, genuine = "", False
         try:
             while True:
-                async with asyncio.timeout(None if registered else _IDLE_LIMIT):
+                async with asyncio.timeout(None if registered else _IDLE_LIMIT if genuine else _STRANGER_LIMIT):
                     frame = await link.receive()
                 if frame is None:
                     return

@@ -21,9 +21,9 @@ class Trust:
         self._node = node
         self._config = config
 
-    async def do_delete_peer(self, session: Session, peer: str) -> Answer:
+    async def do_delete_peer(self, session: Session, peer: str, address: str | None = None) -> Answer:
         """Delete a peer from the registry."""
-        return await self._change(session, RegistryAction.DELETE, peer, None, "Deleted")
+        return await self._change(session, RegistryAction.DELETE, peer, address, "Deleted")
 
     async def do_approve_peer(self, session: Session, peer: str, address: str | None = None) -> Answer:
         """Make a peer of a registration that waits or was refused."""

@@ -194,7 +194,7 @@ def test_a_deleted_worker_is_told_and_disconnected_and_the_others_hear_of_it(
     async def main() -> None:
         hub = hub_of(registry)
         async with registered(hub, ("desktop", "10.0.0.2"), ("laptop", "10.0.0.4")) as [(desktop, _), (laptop, leader)]:
-            hub.delete("laptop", "root@vps")
+            hub.delete("laptop", None, "root@vps")
             with pytest.raises(PeerdError) as caught:
                 await laptop.expect("heartbeat")
             assert caught.value.code is Code.DELETED
@@ -214,7 +214,7 @@ def test_a_deleted_id_and_address_are_free(registry: Registry) -> None:
     async def main() -> None:
         hub = hub_of(registry)
         async with registered(hub, ("laptop", "10.0.0.4")):
-            hub.delete("laptop", "x")
+            hub.delete("laptop", None, "x")
         async with linked() as (_, leader):
             assert (await hub.register(leader, "10.0.0.2", registration("laptop"))).ip_address == "10.0.0.2"
 
@@ -237,7 +237,7 @@ def test_a_deleted_worker_comes_back_only_when_it_is_told_to_also_after_a_restar
     async def main() -> None:
         hub = hub_of(registry)
         async with registered(hub, ("laptop", "10.0.0.4")):
-            hub.delete("laptop", "x")
+            hub.delete("laptop", None, "x")
         assert await refused(hub, "laptop", "10.0.0.4") is Code.DELETED
         hub = hub_of(registry)
         assert await refused(hub, "laptop", "10.0.0.4") is Code.DELETED
@@ -305,6 +305,11 @@ def test_what_several_claim_needs_an_address(registry: Registry) -> None:
         assert hub.approve("laptop", "10.0.0.4", "x").ip_address == "10.0.0.4"
         hub.reject("laptop", "10.0.0.2", "x")
         assert states(hub) == [("laptop", "10.0.0.2", "rejected")]
+        hub.delete("laptop", "10.0.0.2", "x")
+        assert states(hub) == []
+        assert hub.book.by_id("laptop") is not None
+        with pytest.raises(PeerdError, match="Peer not found"):
+            hub.delete("laptop", "10.0.0.2", "x")
 
     asyncio.run(main())
 
@@ -323,7 +328,7 @@ def test_who_is_rejected_stays_out_until_it_is_approved_or_deleted(registry: Reg
         assert states(hub) == states(hub_of(registry)) == [("laptop", "10.0.0.4", "rejected")]
         (record,) = records.of(Event.PEER_REJECTED)
         assert [record.text(name) for name in ("peer", "address", "caller")] == ["laptop", "10.0.0.4", "root@vps"]
-        hub.delete("laptop", "x")
+        hub.delete("laptop", None, "x")
         async with registered(hub, ("laptop", "10.0.0.4")):
             assert states(hub) == []
 
@@ -352,7 +357,7 @@ def test_the_key_of_many_connections_is_asked_for_once(registry: Registry, monke
 def test_who_is_not_there_cannot_be_deleted(registry: Registry) -> None:
     async def main() -> None:
         with pytest.raises(PeerdError, match="Peer not found: phone"):
-            hub_of(registry).delete("phone", "x")
+            hub_of(registry).delete("phone", None, "x")
 
     asyncio.run(main())
 
@@ -395,7 +400,7 @@ def test_a_flush_does_not_bring_back_who_was_deleted(registry: Registry) -> None
         hub = hub_of(registry)
         async with registered(hub, ("laptop", "10.0.0.4")) as [(_, leader)]:
             hub.heard(leader, "laptop")
-            hub.delete("laptop", "x")
+            hub.delete("laptop", None, "x")
             hub.flush()
             assert registry.peers() == []
 

@@ -402,6 +402,8 @@ def test_outcomes_stand_in_the_order_of_the_table() -> None:
         (WIRE, f"the last {executor._REMEMBERED} ids"),
         (WIRE, f"for {fronts._HELLO_LIMIT:g} seconds"),
         (WIRE, f"for {tcpfront._IDLE_LIMIT:g} seconds"),
+        (WIRE, f"then sent nothing for {tcpfront._STRANGER_LIMIT:g} seconds"),
+        (CONF, f"a machine that is no peer {tcpfront._OF_A_STRANGER}."),
         (WIRE, f"hears nothing for {_WORDS[links._MISSED_HEARTBEATS]} of them"),
         (CONF, f"silent for {_WORDS[links._MISSED_HEARTBEATS]} of them"),
     ],

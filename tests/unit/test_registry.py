@@ -83,6 +83,21 @@ def test_only_the_owner_may_read_the_files(path: Path) -> None:
     assert set(modes.values()) == {0o600}
 
 
+def test_a_file_that_others_could_read_is_closed_to_them(path: Path) -> None:
+    path.touch()
+    path.chmod(0o666)
+    with opened(path) as registry:
+        registry.store([LAPTOP])
+        assert {stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()} == {0o600}
+
+
+def test_a_symbolic_link_is_not_followed(path: Path) -> None:
+    target = path.parent / "elsewhere"
+    path.symlink_to(target)
+    assert "symbolic links" in refusal(path)
+    assert not target.exists()
+
+
 def test_storing_a_peer_again_replaces_it(path: Path) -> None:
     with opened(path) as registry:
         registry.store([LAPTOP])

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from peerd import network
+from peerd import network, tcpfront
 from peerd.config import Mode
 from peerd.errors import Code, Outcome, PeerdError
 from peerd.journal import Event
@@ -532,6 +532,30 @@ def test_a_connection_too_many_is_told_so() -> None:
                 assert (await second.next()).fields["code"] == "busy"
                 await second.end()
             assert (await first.ask("ping")).type == "pong"
+
+    asyncio.run(main())
+
+
+def test_one_address_cannot_have_all_connections() -> None:
+    async def main() -> None:
+        async with served(max_connections=4) as remote, greeted(remote) as first, greeted(remote) as second:
+            async with dialled(remote.port, "127.0.0.4") as third:
+                assert (await third.next()).fields["code"] == "busy"
+                await third.end()
+            async with greeted(remote, "127.0.0.2") as other:
+                assert (await other.ask("registerPeer", registration("desktop").to_wire())).type == "registered"
+            for wire in (first, second):
+                assert (await wire.ask("ping")).type == "pong"
+
+    asyncio.run(main())
+
+
+def test_a_stranger_that_says_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tcpfront, "_STRANGER_LIMIT", 0.01)
+
+    async def main() -> None:
+        async with served() as remote, greeted(remote, "127.0.0.66") as wire:
+            await wire.end()
 
     asyncio.run(main())
 
