@@ -9,6 +9,7 @@ from typing import Any
 
 from peerd import validate
 from peerd.config import SETTINGS
+from peerd.errors import Outcome
 
 PEER_METAVAR = "PEER"
 _DEFAULTS = {setting.name: setting.default for setting in SETTINGS}
@@ -92,6 +93,8 @@ TIMEOUT = Option(
 BUILD_TIMEOUT = Option(
     "--timeout", "Stop it after this many seconds (the peer's build-timeout: 1800).", "SECONDS", validate.seconds
 )
+JOB = Option("--job", "The job, by its id (see listJobs).", "JOB", validate.exec_id, True)
+JOB_PEER = _peer("The peer where it runs, if its id alone does not find it.", False)
 ENV = Option(
     "--env", "Set a variable for the command; may be repeated.", "NAME=VALUE", validate.assignment, multiple=True
 )
@@ -118,6 +121,7 @@ COMMANDS: tuple[Command, ...] = (
             Option("--memory", "Let it use at most so many bytes; K, M, G for powers of 1024.", "SIZE", validate.size),
             Option("--cpu", "Let it use at most this share of one CPU.", "PERCENT", validate.percentage),
             Option("--tasks", "Let it have at most so many processes and threads.", "COUNT", validate.count),
+            Option("--detach", "Print its job id and leave it running; its output is kept there."),
         ),
         record=True,
         rest="argv",
@@ -127,6 +131,34 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command("remoteBd", "Run the peer's build-command in its build-directory.", (PEER, BUILD_TIMEOUT), record=True),
     Command("remoteDeployDaemon", "remotePull, then remoteBd; stops at the first failure.", (PEER, BUILD_TIMEOUT)),
+    Command(
+        "listJobs",
+        "List what runs on the peers, and the detached jobs whose output is kept.",
+        (_peer("Only this peer's.", False),),
+        data=True,
+        columns=("exec_id", "peer", "caller", "command", "detached", "started", "outcome", "exit_status"),
+    ),
+    Command("getJob", "Show one job.", (JOB, JOB_PEER), data=True),
+    Command(
+        "attachJob",
+        "Show a detached job's output from its beginning, then live; Ctrl-C leaves it.",
+        (JOB, JOB_PEER),
+        record=True,
+    ),
+    Command("waitJob", "Wait for the end of a job; the exit status is the job's.", (JOB, JOB_PEER), data=True),
+    Command("cancelJob", "Stop a job and all that it started.", (JOB, JOB_PEER)),
+    Command(
+        "history",
+        "List what ran here and what was asked from here, the newest first.",
+        (
+            _peer("Only what has this peer at the other end.", False),
+            Option("--outcome", "Only what ended so.", "OUTCOME", str, choices=tuple(Outcome)),
+            Option("--since", "Only what started since: 30m, 2h, 7d ago, or at a time.", "TIME", validate.since),
+            Option("--limit", "At most so many (100).", "COUNT", validate.count),
+        ),
+        data=True,
+        columns=("started", "side", "peer", "caller", "command", "outcome", "exit_status", "duration", "exec_id"),
+    ),
     Command(
         "setPeerConfig",
         "Set this machine's role, id and leader.",

@@ -86,9 +86,20 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("default-timeout", validate.seconds, "30", "Seconds a command may run here when its caller names none."),
     Setting("build-timeout", validate.seconds, "1800", "The same for pull-command and build-command."),
     Setting("max-timeout", validate.seconds, "86400", "The longest timeout that a caller may ask for; seconds."),
+    Setting("detached-timeout", validate.seconds, "86400", "Seconds a detached command may run here by default."),
+    Setting(
+        "reattach-timeout",
+        validate.seconds,
+        "10",
+        "Seconds that a command goes on when the connection to its caller broke, and that a caller tries to get back.",
+    ),
     Setting("stop-grace", validate.seconds, "5", "Seconds from SIGTERM to SIGKILL when a command is stopped."),
     Setting("connect-timeout", validate.seconds, "4", "Seconds to wait for a connection to another peer."),
     Setting("heartbeat-interval", validate.seconds, "10", "Seconds between a worker's heartbeats to the leader."),
+    Setting("job-output-limit", validate.size, "64M", "Bytes of a detached command's output that are kept."),
+    Setting("total-output-limit", validate.size, "1G", "Bytes of all detached commands' output that are kept."),
+    Setting("job-retention", validate.seconds, "604800", "Seconds that the output of an ended detached command stays."),
+    Setting("history-limit", _count, "50000", "How many commands the history holds."),
     Setting("max-commands", _count, "1024", "How many commands may run here at once."),
     Setting(
         "max-connections", _count, "1024", "How many connections of peers and of local clients are served at once."
@@ -116,9 +127,15 @@ class Config:
     default_timeout: float
     build_timeout: float
     max_timeout: float
+    detached_timeout: float
+    reattach_timeout: float
     stop_grace: float
     connect_timeout: float
     heartbeat_interval: float
+    job_output_limit: int
+    total_output_limit: int
+    job_retention: float
+    history_limit: int
     max_commands: int
     max_connections: int
     policy: policy.Policy
@@ -157,8 +174,9 @@ def parse(sources: Iterable[tuple[str, str]]) -> tuple[Config, list[str]]:
                     raise ConfigError(f"{file}: [{section}]: unknown setting {name!r}")
     for setting in SETTINGS:
         values.setdefault(setting.name, setting.parse(setting.default))
-    if values["default-timeout"] > values["max-timeout"] or values["build-timeout"] > values["max-timeout"]:
-        raise ConfigError("default-timeout and build-timeout must not be more than max-timeout")
+    defaults = ("default-timeout", "build-timeout", "detached-timeout")
+    if any(values[name] > values["max-timeout"] for name in defaults):
+        raise ConfigError(f"{', '.join(defaults)} must not be more than max-timeout")
     try:
         rules = policy.build(sections, values["accept-exec"], values["registry-admins"])
     except ValueError as error:

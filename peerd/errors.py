@@ -41,7 +41,12 @@ class Code(enum.StrEnum):
     CONNECT_FAILED = "connect-failed"
     TIMEOUT = "timeout"
     LOST = "lost"
+    CUT_OFF = "cut-off"
     CANCELLED = "cancelled"
+    NO_SUCH_JOB = "no-such-job"
+    NOT_DETACHED = "not-detached"
+    NOT_WAITED = "not-waited"
+    OUTPUT_GONE = "output-gone"
     NO_SUCH_DIRECTORY = "no-such-directory"
     NOT_A_DIRECTORY = "not-a-directory"
     NO_SUCH_USER = "no-such-user"
@@ -123,8 +128,13 @@ KINDS: Mapping[Code, Kind] = {
         "Lost connection to {peer} while the command ran",
         (
             "It may have finished, or was stopped when the connection broke. It was not run again.",
-            "What happened: journalctl -t peerd PEERD_EXEC_ID={exec_id}, there",
+            "How it ended: d getJob --job {exec_id}",
         ),
+        Outcome.LOST,
+    ),
+    Code.CUT_OFF: Kind(
+        "Cut off: {peer} went down while the command ran",
+        ("How far it came is not known. It was not run again.",),
         Outcome.LOST,
     ),
     Code.CANCELLED: Kind(
@@ -132,6 +142,22 @@ KINDS: Mapping[Code, Kind] = {
         (),
         Outcome.CANCELLED,
         EXIT_CANCELLED,
+    ),
+    Code.NO_SUCH_JOB: Kind(
+        "No such job: {exec_id}",
+        ("Where its id is not found: --peer PEER says where it runs. The jobs: d listJobs, d history",),
+    ),
+    Code.NOT_DETACHED: Kind(
+        "Not a detached job: {exec_id}",
+        ("Its output goes to who started it. How it is: d getJob --job {exec_id}",),
+    ),
+    Code.NOT_WAITED: Kind(
+        "Stopped waiting for {exec_id}", ("It goes on: d getJob --job {exec_id}",), Outcome.CANCELLED, EXIT_CANCELLED
+    ),
+    Code.OUTPUT_GONE: Kind(
+        "Output is not kept any more: {exec_id}",
+        ("How it ended: d getJob --job {exec_id}",),
+        Outcome.LOST,
     ),
     Code.NO_SUCH_DIRECTORY: Kind("No such directory on {peer}: {directory}"),
     Code.NOT_A_DIRECTORY: Kind("Not a directory on {peer}: {directory}"),

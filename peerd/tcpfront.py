@@ -6,19 +6,18 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping
 
-from peerd import guard, network, validate
+from peerd import guard, jobs, messages, network, validate
 from peerd.config import Config, Mode
 from peerd.connection import Connection
 from peerd.errors import Code, PeerdError
 from peerd.executor import Executor
-from peerd.fronts import FrameSink, Front, cancellable
+from peerd.fronts import Conversation, FrameSink, Front
 from peerd.journal import Event, log
-from peerd.messages import ExecRequest, Registration, RegistryAction, take, take_optional
+from peerd.messages import ExecRequest, ExecResult, Offsets, Registration, RegistryAction, take, take_optional
 from peerd.node import Node
 from peerd.peers import Peer
 from peerd.protocol import Frame
-from peerd.session import Caller
-from peerd.stdin import Stdin
+from peerd.session import Caller, Session
 
 _IDLE_LIMIT = 300.0
 _STRANGER_LIMIT = 10.0
@@ -126,6 +125,12 @@ class TcpFront(Front):
         match frame.type:
             case "execRequest":
                 await self._execute(link, peer, ExecRequest.from_wire(frame.fields))
+            case "attachJob":
+                await self._attach(link, peer, frame.fields)
+            case "getJob" | "waitJob" | "cancelJob":
+                await self._job(link, frame.type, frame.fields)
+            case "listJobs":
+                await jobs.tell(link, list(self._executor.jobs(jobs.MAX_JOBS)))
             case "getPeerInfo":
                 await link.send("reply", self._find(frame.fields).to_wire())
             case "listPeers" if self._node.hub:
@@ -154,8 +159,51 @@ class TcpFront(Front):
         return found
 
     async def _execute(self, link: Connection, peer: Peer, request: ExecRequest) -> None:
-        async def work(cancel: asyncio.Event, stdin: Stdin) -> None:
-            result = await self._executor.run(request, Caller(peer.peer_id), FrameSink(link), cancel, stdin)
-            await link.send("result", result.to_wire())
+        caller = Caller(peer.peer_id)
+        try:
+            if request.detach:
+                result = await self._executor.detach(request, caller)
+                if result.error is None:
+                    await link.send("started")
+                    return
+                raise result.error
+            await self._executor.launch(request, caller)
+        except PeerdError as error:
+            await link.send("result", ExecResult.failure(error).to_wire())
+            return
+        async with Conversation(link) as talk:
+            await self._attend(link, talk, caller, request.exec_id, dict.fromkeys(messages.STREAMS, 0))
 
-        await cancellable(link, work)
+    async def _attach(self, link: Connection, peer: Peer, fields: Mapping[str, object]) -> None:
+        exec_id = take(fields, "execId", validate.exec_id)
+        async with Conversation(link) as talk:
+            await self._attend(link, talk, Caller(peer.peer_id), exec_id, messages.take_offsets(fields))
+
+    async def _attend(
+        self, link: Connection, talk: Conversation, caller: Caller, exec_id: str, offsets: Offsets
+    ) -> None:
+        session = Session(caller, FrameSink(link), talk.cancel, talk.gone, lambda line: None, talk.stdin, talk.delivery)
+        result = await self._executor.attend(exec_id, session, offsets)
+        if result is None:
+            raise ConnectionError("the caller has heard enough")
+        await link.send("result", result.to_wire())
+        if not await talk.heard():
+            raise ConnectionError("the caller is gone")
+        self._executor.delivered(exec_id)
+
+    async def _job(self, link: Connection, type_: str, fields: Mapping[str, object]) -> None:
+        exec_id = take(fields, "execId", validate.exec_id)
+        async with Conversation(link) as talk:
+            work = asyncio.create_task(jobs.answer(self._executor, type_, exec_id))
+            gone = asyncio.create_task(talk.gone.wait())
+            try:
+                await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+                if gone.done():
+                    raise ConnectionError("the caller is gone")
+                job = work.result()
+            finally:
+                work.cancel()
+                gone.cancel()
+                await asyncio.wait((work, gone))
+        # Only now: what comes after the answer is the next request, and not said during this one.
+        await link.send("reply", {"job": job.to_wire()})

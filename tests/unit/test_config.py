@@ -25,9 +25,15 @@ BAD = {
     "default-timeout": ["", "0", "-1", "x", "nan", "inf", "30s"],
     "build-timeout": ["0"],
     "max-timeout": ["0", "99999999999"],
+    "detached-timeout": ["0", "x"],
+    "reattach-timeout": ["0", "-1"],
     "stop-grace": ["0"],
     "connect-timeout": ["0"],
     "heartbeat-interval": ["0"],
+    "job-output-limit": ["0", "x", "-1M", ""],
+    "total-output-limit": ["0", "1.5G"],
+    "job-retention": ["0", "week"],
+    "history-limit": ["0", "1K", "100001"],
     "max-commands": ["0", "x", "1.5", "100001"],
     "max-connections": ["0", ""],
 }
@@ -45,9 +51,15 @@ GOOD = {
     "default-timeout": ("0.5", 0.5),
     "build-timeout": ("60", 60.0),
     "max-timeout": ("90000", 90000.0),
+    "detached-timeout": ("3600", 3600.0),
+    "reattach-timeout": ("0.5", 0.5),
     "stop-grace": ("2", 2.0),
     "connect-timeout": ("1.5", 1.5),
     "heartbeat-interval": ("3", 3.0),
+    "job-output-limit": ("1K", 1024),
+    "total-output-limit": ("2G", 2 * 1024**3),
+    "job-retention": ("60", 60.0),
+    "history-limit": ("100000", 100000),
     "max-commands": ("1", 1),
     "max-connections": ("100000", 100000),
 }
@@ -231,23 +243,18 @@ def test_what_is_no_configuration_is_refused_by_the_name_of_its_file(text: str) 
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["default-timeout", "build-timeout"])
+DEFAULTS = ("default-timeout", "build-timeout", "detached-timeout")
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
 def test_a_default_over_the_maximum_is_refused(name: str) -> None:
+    values = {"max-timeout": 10, **dict.fromkeys(DEFAULTS, 1), name: 11}
     with pytest.raises(ConfigError, match=r"must not be more than max-timeout"):
-        parse(
-            [
-                (
-                    "x",
-                    f"[peerd]\n{name} = 11\nmax-timeout = 10\ndefault-timeout = 1\nbuild-timeout = 1\n".replace(
-                        f"{name} = 1\n", ""
-                    ),
-                )
-            ]
-        )
+        parse([("x", "[peerd]\n" + "".join(f"{key} = {value}\n" for key, value in values.items()))])
 
 
 def test_a_default_at_the_maximum_is_taken() -> None:
-    text = "[peerd]\ndefault-timeout = 10\nbuild-timeout = 10\nmax-timeout = 10\n"
+    text = "[peerd]\nmax-timeout = 10\n" + "".join(f"{name} = 10\n" for name in DEFAULTS)
     assert parse([("x", text)])[0].default_timeout == 10
 
 

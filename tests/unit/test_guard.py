@@ -11,12 +11,12 @@ import pytest
 
 from peerd import guard
 from peerd.errors import Code, Outcome, PeerdError
-from peerd.executor import Executor
 from peerd.journal import Event
 from peerd.messages import ExecRequest, ExecResult, RegistryAction
 from peerd.policy import Policy, Rule
 from peerd.session import Caller
-from unit.support import EXEC_ID, FakeScopes, Heard, Journal, settings
+from unit.support import EXEC_ID, Journal, executing
+from unit.support import run as run_command
 
 PEER = Caller("laptop")
 LOCAL = Caller("vps", "ann")
@@ -27,12 +27,8 @@ def run(rules: Policy, request: ExecRequest, caller: Caller = PEER, **changes: A
     """What becomes of a command here."""
 
     async def main() -> ExecResult:
-        config = settings(policy=rules, **changes)
-        executor = Executor(FakeScopes(), lambda: config, lambda: "vps", lambda: None)
-        try:
-            return await executor.run(request, caller, Heard(), asyncio.Event())
-        finally:
-            executor.close()
+        async with executing(policy=rules, **changes) as executor:
+            return await run_command(executor, request, caller=caller)
 
     return asyncio.run(main())
 
@@ -73,13 +69,11 @@ def test_a_local_caller_is_not_subject_to_it(records: Journal) -> None:
 
 def test_who_is_denied_may_send_the_same_id_again() -> None:
     async def main() -> None:
-        config = settings(policy=rule(users=("nobody",)))
-        executor = Executor(FakeScopes(), lambda: config, lambda: "vps", lambda: None)
-        for _ in range(2):
-            result = await executor.run(request(), PEER, Heard(), asyncio.Event())
-            assert result.error is not None
-            assert result.error.code is Code.DENIED
-        executor.close()
+        async with executing(policy=rule(users=("nobody",))) as executor:
+            for _ in range(2):
+                result = await run_command(executor, request(), caller=PEER)
+                assert result.error is not None
+                assert result.error.code is Code.DENIED
 
     asyncio.run(main())
 

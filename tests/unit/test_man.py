@@ -23,6 +23,8 @@ from peerd import (
     errors,
     executor,
     fronts,
+    job,
+    jobs,
     links,
     messages,
     policy,
@@ -400,6 +402,9 @@ def test_outcomes_stand_in_the_order_of_the_table() -> None:
         (WIRE, f"at most {validate.MAX_COMMAND} bytes"),
         (D, f"at most {validate.MAX_COMMAND} bytes"),
         (WIRE, f"the last {executor._REMEMBERED} ids"),
+        (WIRE, f"a window of {messages.WINDOW} bytes"),
+        (WIRE, f"at most {jobs.MAX_JOBS}"),
+        (WIRE, f"cut after {job.MAX_SHOWN_COMMAND} characters"),
         (WIRE, f"for {fronts._HELLO_LIMIT:g} seconds"),
         (WIRE, f"for {tcpfront._IDLE_LIMIT:g} seconds"),
         (WIRE, f"then sent nothing for {tcpfront._STRANGER_LIMIT:g} seconds"),
@@ -415,12 +420,14 @@ def test_bounds(page: Page, sentence: str) -> None:
 
 def test_bounds_of_settings() -> None:
     year, most = 31_536_000, 100_000
-    assert CONF.text.count(f"from 1 to {most}") == 2
+    assert CONF.text.count(f"from 1 to {most}") == 3
     assert f"at most {year}," in CONF.text
     for setting in SETTINGS:
         kind = type(setting.parse(setting.default))
         limit = year if kind is float else {"port": 65_535}.get(setting.name, most)
-        if kind in (int, float):
+        if setting.parse is validate.size:
+            assert setting.parse("2K") == 2048
+        elif kind in (int, float):
             assert setting.parse(str(limit)) == limit
             with pytest.raises(ValueError, match=r"\d"):
                 setting.parse(str(limit + 1))

@@ -260,6 +260,25 @@ def test_a_command_of_a_peer_runs_and_streams() -> None:
             assert ExecResult.from_wire(result.fields) == ExecResult(Outcome.EXITED, 3, duration_usec=5)
             assert remote.executor.requests == [(ExecRequest(EXEC_ID, "/tmp", "make", timeout=5.0), "laptop")]
             assert (await wire.ask("ping")).type == "pong"
+            assert remote.executor.heard == []
+            await wire.link.send("done")
+            assert (await wire.ask("ping")).type == "pong"
+            assert remote.executor.heard == [EXEC_ID]
+
+    asyncio.run(main())
+
+
+def test_a_caller_that_goes_without_having_confirmed_the_result_has_not_heard_it(records: Journal) -> None:
+    async def main() -> None:
+        async with served() as remote:
+            async with greeted(remote) as wire:
+                assert (await wire.ask("execRequest", EXEC)).type == "result"
+            async with greeted(remote) as wire:
+                assert (await wire.ask("attachJob", {"execId": EXEC_ID})).type == "result"
+                assert remote.executor.heard == []
+                await wire.link.send("done")
+                assert (await wire.ask("ping")).type == "pong"
+                assert remote.executor.heard == [EXEC_ID]
 
     asyncio.run(main())
 
@@ -308,7 +327,8 @@ def test_a_cancel_that_comes_too_late_is_nothing() -> None:
     async def main() -> None:
         async with served() as remote, greeted(remote) as wire:
             assert (await wire.ask("execRequest", EXEC)).type == "result"
-            await wire.link.send("cancel")
+            for late in ("done", "cancel", "ack", "stdin"):
+                await wire.link.send(late)
             assert (await wire.ask("ping")).type == "pong"
 
     asyncio.run(main())
@@ -354,7 +374,7 @@ def test_an_unknown_message_is_an_error_and_the_connection_goes_on() -> None:
         ({"protocol": PROTOCOL_VERSION + 1, "version": "9"}, "version"),
         ({}, "bad-message"),
         ({"protocol": "1"}, "bad-message"),
-        ({"protocol": PROTOCOL_VERSION, "version": 1}, "bad-message"),
+        ({"protocol": PROTOCOL_VERSION, "boot": 1}, "bad-message"),
     ],
     ids=str,
 )
