@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from peerd import policy
 from peerd.errors import Code, PeerdError
+from peerd.job import Job
 from peerd.journal import Event, log
 from peerd.messages import ExecRequest, RegistryAction
 from peerd.policy import Decision, Policy, Question
@@ -91,3 +92,22 @@ def consent(rules: Policy, action: RegistryAction, peer_id: str, peer: str) -> N
             reason=decision.reason,
         )
         raise PeerdError(Code.DENIED, reason="the leader does not allow this")
+
+
+def attend(rules: Policy, job: Job, peer: str, name: str) -> None:
+    """Whether a peer may see, stop or listen to a command of this machine.
+
+    :param name: the id of this machine
+    :raises PeerdError: DENIED, without the reason, which is in the journal
+    """
+    decision = policy.decide_job(rules, peer, job.caller)
+    if not decision.allowed:
+        log(
+            Event.COMMAND_DENIED,
+            f"{peer} must not deal with {job.exec_id} here: {decision.reason}",
+            exec_id=job.exec_id,
+            peer=peer,
+            caller=peer,
+            reason=decision.reason,
+        )
+        raise PeerdError(Code.DENIED, reason=f"{name} does not allow this")

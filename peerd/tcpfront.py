@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping
 
-from peerd import guard, jobs, messages, network, validate
+from peerd import guard, jobs, messages, network, policy, validate
 from peerd.config import Config, Mode
 from peerd.connection import Connection
 from peerd.errors import Code, PeerdError
@@ -128,9 +128,12 @@ class TcpFront(Front):
             case "attachJob":
                 await self._attach(link, peer, frame.fields)
             case "getJob" | "waitJob" | "cancelJob":
-                await self._job(link, frame.type, frame.fields)
+                await self._job(link, peer, frame.type, frame.fields)
             case "listJobs":
-                await jobs.tell(link, list(self._executor.jobs(jobs.MAX_JOBS)))
+                rules, every = self._config().policy, self._executor.jobs(jobs.MAX_JOBS)
+                await jobs.tell(
+                    link, [job for job in every if policy.decide_job(rules, peer.peer_id, job.caller).allowed]
+                )
             case "getPeerInfo":
                 await link.send("reply", self._find(frame.fields).to_wire())
             case "listPeers" if self._node.hub:
@@ -175,7 +178,7 @@ class TcpFront(Front):
             await self._attend(link, talk, caller, request.exec_id, dict.fromkeys(messages.STREAMS, 0))
 
     async def _attach(self, link: Connection, peer: Peer, fields: Mapping[str, object]) -> None:
-        exec_id = take(fields, "execId", validate.exec_id)
+        exec_id = self._allowed(peer, fields)
         async with Conversation(link) as talk:
             await self._attend(link, talk, Caller(peer.peer_id), exec_id, messages.take_offsets(fields))
 
@@ -191,8 +194,14 @@ class TcpFront(Front):
             raise ConnectionError("the caller is gone")
         self._executor.delivered(exec_id)
 
-    async def _job(self, link: Connection, type_: str, fields: Mapping[str, object]) -> None:
+    def _allowed(self, peer: Peer, fields: Mapping[str, object]) -> str:
+        """The id of the command that a message is about, if that is its sender's to deal with."""
         exec_id = take(fields, "execId", validate.exec_id)
+        guard.attend(self._config().policy, self._executor.job(exec_id), peer.peer_id, self._node.peer_id)
+        return exec_id
+
+    async def _job(self, link: Connection, peer: Peer, type_: str, fields: Mapping[str, object]) -> None:
+        exec_id = self._allowed(peer, fields)
         async with Conversation(link) as talk:
             work = asyncio.create_task(jobs.answer(self._executor, type_, exec_id))
             gone = asyncio.create_task(talk.gone.wait())

@@ -19,6 +19,7 @@ from peerd.connection import Connection
 from peerd.errors import PeerdError
 from peerd.executor import Executor
 from peerd.history import History
+from peerd.job import Job
 from peerd.journal import Event
 from peerd.messages import ExecRequest, ExecResult, Offsets, Registration
 from peerd.protocol import Decoder, Frame
@@ -266,6 +267,11 @@ class FakeExecutor(Executor):
         none: Any = None
         run: Run = none
         return run
+
+    def job(self, exec_id: str) -> Job:
+        """The command as it was asked for."""
+        request, caller = self._asked[exec_id]
+        return Job.of(request, "here", str(caller), 1)
 
     async def attend(self, exec_id: str, session: Session, offsets: Offsets) -> ExecResult:
         """Do what the script says."""

@@ -13,12 +13,13 @@ import pytest
 from peerd import network, tcpfront
 from peerd.config import Mode
 from peerd.errors import Code, Outcome, PeerdError
+from peerd.job import Job
 from peerd.journal import Event
 from peerd.links import receive_book
 from peerd.messages import ExecRequest, ExecResult
 from peerd.node import Node
 from peerd.peers import Peer
-from peerd.policy import Policy
+from peerd.policy import Policy, Rule
 from peerd.protocol import PROTOCOL_VERSION
 from peerd.registry import Identity, Registry
 from peerd.session import Caller, Sink
@@ -308,6 +309,38 @@ def test_a_request_that_is_nested_deeply_is_an_error_of_its_sender(name: str, de
             wire.writer.write(f'{{"type":"execRequest","{name}":{nested}{rest}}}\n'.encode())
             assert (await wire.next()).fields["code"] == "bad-message"
             assert remote.executor.requests == []
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("owner", "rules", "allowed"),
+    [
+        ("desktop", Policy(), True),
+        ("laptop", Policy(rules=(Rule("some", ("laptop",), users=("ann",)),)), True),
+        ("desktop", Policy(rules=(Rule("some", ("laptop",), users=("ann",)),)), False),
+        ("root@here", Policy(rules=(Rule("some", ("laptop",), users=("ann",)),)), False),
+        ("desktop", Policy(rules=(Rule("all", ("laptop",)),)), True),
+        ("laptop", Policy(accept=False), False),
+    ],
+)
+def test_a_peer_deals_with_the_commands_that_the_policy_gives_it(
+    owner: str, rules: Policy, allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Job("0" * 16, "vps", owner, "/", "true", "root", True, 1, ExecResult(Outcome.EXITED, 3))
+    monkeypatch.setattr(FakeExecutor, "job", lambda self, exec_id: job)
+    monkeypatch.setattr(FakeExecutor, "jobs", lambda self, limit: [job])
+
+    async def main() -> None:
+        async with served(policy=rules) as remote, greeted(remote) as wire:
+            for message in ("getJob", "cancelJob", "waitJob"):
+                monkeypatch.setattr(FakeExecutor, message.removesuffix("Job"), done, raising=False)
+                answer = await wire.ask(message, {"execId": job.exec_id})
+                assert (answer.type, answer.fields.get("code")) == (("reply", None) if allowed else ("error", "denied"))
+            assert (await wire.ask("listJobs")).fields == {"count": 1 if allowed else 0}
+
+    async def done(self: FakeExecutor, exec_id: str) -> Job:
+        return job
 
     asyncio.run(main())
 
