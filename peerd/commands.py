@@ -79,7 +79,7 @@ class Command:
 
 def snake_case(name: str) -> str:
     """``execOnPeer`` as ``exec_on_peer``."""
-    return re.sub(r"(?<=[a-z])([A-Z])", r"_\1", name).lower()
+    return re.sub(r"(?<=[a-z])([A-Z])", r"_\1", name).replace("-", "_").lower()
 
 
 def _peer(help_: str, required: bool = True) -> Option:
@@ -130,7 +130,11 @@ COMMANDS: tuple[Command, ...] = (
         "remotePull", "Run the peer's pull-command (git pull) in its repository.", (PEER, BUILD_TIMEOUT), record=True
     ),
     Command("remoteBd", "Run the peer's build-command in its build-directory.", (PEER, BUILD_TIMEOUT), record=True),
-    Command("remoteDeployDaemon", "remotePull, then remoteBd; stops at the first failure.", (PEER, BUILD_TIMEOUT)),
+    Command(
+        "remoteDeployDaemon",
+        "remotePull, then remoteBd; stops at a failure, and sees that peerd works.",
+        (PEER, BUILD_TIMEOUT, Option("--no-rollback", "Leave a peerd that does not work as it is.")),
+    ),
     Command(
         "listJobs",
         "List what runs on the peers, and the detached jobs whose output is kept.",

@@ -71,6 +71,7 @@ class Code(enum.StrEnum):
     BAD_MESSAGE = "bad-message"
     UNKNOWN_MESSAGE = "unknown-message"
     VERSION = "version"
+    TOO_OLD = "too-old"
     BUSY = "busy"
     INTERNAL = "internal"
 
@@ -225,6 +226,10 @@ KINDS: Mapping[Code, Kind] = {
     Code.BAD_MESSAGE: Kind("Malformed message: {reason}"),
     Code.UNKNOWN_MESSAGE: Kind("Unknown message: {name}", ("Is peerd on one of the machines older? (d listPeers)",)),
     Code.VERSION: Kind("No common protocol version: theirs is {theirs}, ours is {ours}"),
+    Code.TOO_OLD: Kind(
+        "peerd on {peer} is too old for this",
+        ("Which version it has: d listPeers. To upgrade it: d remoteDeployDaemon",),
+    ),
     Code.BUSY: Kind("Too busy: {reason}", ("Try again when some of them have ended.",), Outcome.DENIED),
     Code.INTERNAL: Kind("Internal error: {reason}", ("The record: journalctl -t peerd",)),
 }

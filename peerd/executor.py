@@ -7,6 +7,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from peerd import fdstore, guard, handles, history, run, scopes
 from peerd.audience import Audience
@@ -27,6 +28,9 @@ from peerd.streams import Output, Room, Window
 _REMEMBERED = 100_000
 """How many exec ids are remembered in memory, so that none runs twice even where the history cannot be written."""
 _STDIN_NAME = ".stdin"
+_DEPLOY = Path(__file__).with_name("deploy.sh")
+_DEPLOY_TIME = 300.0
+"""Seconds for a deploy beside its build: to see that peerd works, to roll back, and to see it again."""
 
 
 class Executor:
@@ -175,18 +179,22 @@ class Executor:
 
     def _resolve(self, request: ExecRequest) -> ExecRequest:
         config = self._config()
-        directory, command = request.directory, request.shell_cmd
         default = config.detached_timeout if request.detach else config.default_timeout
         if request.action:
             default = config.build_timeout
             pull = request.action is Action.PULL
             directory = config.repository if pull else config.build_path
             command = config.pull_command if pull else config.build_command
+            request = replace(request, directory=directory, shell_cmd=command)
         timeout = request.timeout or default
         if timeout > config.max_timeout:
             limit = f"a timeout of {timeout:g} s is more than max-timeout of {self._name()}, {config.max_timeout:g} s"
             raise PeerdError(Code.DENIED, reason=limit)
-        return replace(request, directory=directory, shell_cmd=command, timeout=timeout)
+        if request.action is not Action.DEPLOY:
+            return replace(request, timeout=timeout)
+        rollback = "yes" if request.rollback else "no"
+        argv = ("/bin/sh", str(_DEPLOY), rollback, f"{timeout:g}", request.shell_cmd)
+        return replace(request, argv=argv, shell_cmd="", timeout=timeout + _DEPLOY_TIME)
 
     def _admit(self, request: ExecRequest) -> None:
         if request.exec_id in self._seen or self._history.get(history.RAN, request.exec_id):

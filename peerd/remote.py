@@ -16,7 +16,7 @@ from peerd.connection import Connection
 from peerd.errors import Code, Outcome, PeerdError
 from peerd.journal import Event, log
 from peerd.links import Pool
-from peerd.messages import MAX_OUTPUT, STREAMS, ExecRequest, ExecResult, Offsets, take, take_optional
+from peerd.messages import MAX_OUTPUT, STREAMS, WINDOW, ExecRequest, ExecResult, Offsets, take, take_optional
 from peerd.peers import Peer
 from peerd.protocol import Frame
 from peerd.session import Session
@@ -65,10 +65,13 @@ class Remote:
         since: float | None = None
         delay = _FIRST_DELAY
         while True:
-            heard, boot = self._heard, ""
+            heard, boot, resumable = self._heard, "", True
             try:
                 async with self._pool.borrow(self._target.ip_address) as link:
-                    begun, boot = True, link.boot
+                    boot, resumable = link.hello.boot, link.resumable
+                    if not resumable and (request is None or request.detach):
+                        raise PeerdError(Code.TOO_OLD, peer=self._target.peer_id)
+                    begun = True
                     if asking and request:
                         self._boot, asked = boot, asked + 1
                         await link.send("execRequest", request.to_wire())
@@ -95,6 +98,8 @@ class Remote:
             except OSError as error:
                 if not begun:
                     raise connect_failed(self._target, error) from None
+            if not resumable:
+                raise self._lost
             asking = False
             if self._heard != heard:
                 since, delay = None, _FIRST_DELAY
@@ -114,8 +119,10 @@ class Remote:
     async def _converse(self, link: Connection, detach: bool) -> ExecResult:
         """Pass on what the target sends until the result, and what the caller says meanwhile."""
         session = self._session
-        session.delivery.listen(lambda offsets: link.post("ack", offsets))
+        if link.resumable:
+            session.delivery.listen(lambda offsets: link.post("ack", offsets))
         tasks = [asyncio.create_task(self._forward_cancel(link))]
+        until = 0
         try:
             while True:
                 try:
@@ -145,12 +152,21 @@ class Remote:
                     else:
                         session.stdin.open(start, until)
                         tasks.append(asyncio.create_task(self._forward_stdin(link, start)))
+                elif frame.type == "stdinCredit":
+                    # What a peer of version 1 has instead.
+                    until += take(frame.fields, "bytes", _offset)
+                    if until > WINDOW:
+                        session.stdin.grant(until)
+                    else:
+                        session.stdin.open(0, until)
+                        tasks.append(asyncio.create_task(self._forward_stdin(link, 0)))
                 elif frame.type == "started":
                     await session.sink.started()
                     if detach:
                         return ExecResult(Outcome.EXITED, 0)
                 elif frame.type == "result":
-                    link.post("done")
+                    if link.resumable:
+                        link.post("done")
                     return self._result(frame)
         finally:
             session.delivery.listen(None)

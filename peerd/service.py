@@ -9,6 +9,7 @@ from peerd import __version__
 from peerd.answer import Answer
 from peerd.commands import BY_NAME, COMMANDS, snake_case
 from peerd.config import Config
+from peerd.deploy import Deploy
 from peerd.execution import Execution
 from peerd.executor import Executor
 from peerd.history import History
@@ -31,10 +32,12 @@ class Service:
         self, node: Node, executor: Executor, registry: Registry, past: History, config: Callable[[], Config]
     ) -> None:
         execution = Execution(node, executor, past, config)
+        jobs = Jobs(node, executor, past, execution, config)
         self._parts = (
             self,
             execution,
-            Jobs(node, executor, past, execution, config),
+            jobs,
+            Deploy(node, execution, jobs),
             Membership(node, executor, registry, config),
             Trust(node, config),
         )

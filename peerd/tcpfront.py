@@ -11,7 +11,7 @@ from peerd.config import Config, Mode
 from peerd.connection import Connection
 from peerd.errors import Code, PeerdError
 from peerd.executor import Executor
-from peerd.fronts import Conversation, FrameSink, Front
+from peerd.fronts import Conversation, Front
 from peerd.journal import Event, log
 from peerd.messages import ExecRequest, ExecResult, Offsets, Registration, RegistryAction, take, take_optional
 from peerd.node import Node
@@ -174,24 +174,24 @@ class TcpFront(Front):
         except PeerdError as error:
             await link.send("result", ExecResult.failure(error).to_wire())
             return
-        async with Conversation(link) as talk:
-            await self._attend(link, talk, caller, request.exec_id, dict.fromkeys(messages.STREAMS, 0))
+        await self._attend(link, caller, request.exec_id, dict.fromkeys(messages.STREAMS, 0))
 
     async def _attach(self, link: Connection, peer: Peer, fields: Mapping[str, object]) -> None:
         exec_id = self._allowed(peer, fields)
-        async with Conversation(link) as talk:
-            await self._attend(link, talk, Caller(peer.peer_id), exec_id, messages.take_offsets(fields))
+        await self._attend(link, Caller(peer.peer_id), exec_id, messages.take_offsets(fields))
 
-    async def _attend(
-        self, link: Connection, talk: Conversation, caller: Caller, exec_id: str, offsets: Offsets
-    ) -> None:
-        session = Session(caller, FrameSink(link), talk.cancel, talk.gone, lambda line: None, talk.stdin, talk.delivery)
-        result = await self._executor.attend(exec_id, session, offsets)
-        if result is None:
-            raise ConnectionError("the caller has heard enough")
-        await link.send("result", result.to_wire())
-        if not await talk.heard():
-            raise ConnectionError("the caller is gone")
+    async def _attend(self, link: Connection, caller: Caller, exec_id: str, offsets: Offsets) -> None:
+        async with Conversation(link) as talk:
+            session = Session(caller, talk.sink(), talk.cancel, talk.gone, lambda line: None, talk.stdin, talk.delivery)
+            result = await self._executor.attend(exec_id, session, offsets)
+            if result is None:
+                raise ConnectionError("the caller has heard enough")
+            if link.resumable:
+                await link.send("result", result.to_wire())
+                if not await talk.heard():
+                    raise ConnectionError("the caller is gone")
+        if not link.resumable:
+            await link.send("result", result.to_wire())
         self._executor.delivered(exec_id)
 
     def _allowed(self, peer: Peer, fields: Mapping[str, object]) -> str:

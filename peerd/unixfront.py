@@ -21,7 +21,7 @@ from peerd.node import Node
 from peerd.protocol import Frame
 from peerd.render import error_fields, render
 from peerd.service import Service
-from peerd.session import Caller, ConfirmingSink, Resume, Session, Sink
+from peerd.session import Caller, ConfirmingSink, Resume, Session
 
 _MAX_ARGUMENTS = 4096
 _UCRED = struct.Struct("3i")
@@ -125,9 +125,7 @@ class UnixFront(Front):
             await talk.gone.wait()
             talk.cancel.set()
 
-        sink: Sink = FrameSink(link)
-        if confirming:
-            sink = ConfirmingSink(sink, talk.delivery)
+        sink = ConfirmingSink(FrameSink(link), talk.delivery) if confirming else talk.sink()
         caller = Caller(self._node.peer_id, who)
         session = Session(caller, sink, talk.cancel, talk.gone, say, talk.stdin, talk.delivery, running, resume)
         link.post("running", {"execId": resume.exec_id if resume else "", "step": resume.step if resume else 1})
