@@ -176,6 +176,7 @@ def adopt(name: str, descriptors: Sequence[int], stdin_pipe: int | None) -> tupl
     :returns: the descriptors, what the memo says, and whether the command was cancelled
     :raises HandlesError: where something is missing; all descriptors are closed then
     """
+    everything = [*descriptors, *([stdin_pipe] if stdin_pipe is not None else [])]
     try:
         memo = next(fd for fd in descriptors if os.readlink(f"/proc/self/fd/{fd}").startswith(f"/memfd:{_MEMO}"))
         lines = os.pread(memo, os.fstat(memo).st_size, 0).split(b"\n")
@@ -188,18 +189,15 @@ def adopt(name: str, descriptors: Sequence[int], stdin_pipe: int | None) -> tupl
             float(told["began"]),
             int(told["startedUsec"]),
         )
-        found = {tuple(_identity(fd)): fd for fd in (*descriptors, *([stdin_pipe] if stdin_pipe is not None else []))}
+        found = {tuple(_identity(fd)): fd for fd in everything}
         ours = {role: found[tuple(identity)] for role, identity in told["roles"].items() if tuple(identity) in found}
-        handles = Handles(
-            socket.socket(fileno=ours[_CONTROL]),
-            {stream: ours[f"{stream}.pipe"] for stream in STREAMS},
-            {stream: Spool(ours[f"{stream}.spool"]) for stream in STREAMS if f"{stream}.spool" in ours},
-            (Spool(ours["stdin.spool"]), ours["stdin.pipe"]) if "stdin.pipe" in ours else None,
-            name,
-            memo,
-        )
-    except (StopIteration, KeyError, TypeError, ValueError, OSError, PeerdError) as error:
-        for fd in descriptors:
+        pipes = {stream: ours[f"{stream}.pipe"] for stream in STREAMS}
+        spools = {stream: Spool(ours[f"{stream}.spool"]) for stream in STREAMS if f"{stream}.spool" in ours}
+        stdin = (Spool(ours["stdin.spool"]), ours["stdin.pipe"]) if "stdin.pipe" in ours else None
+        # Last, because a socket closes itself.
+        handles = Handles(socket.socket(fileno=ours[_CONTROL]), pipes, spools, stdin, name, memo)
+    except (StopIteration, KeyError, TypeError, ValueError, AttributeError, OSError, PeerdError) as error:
+        for fd in everything:
             with contextlib.suppress(OSError):
                 os.close(fd)
         raise HandlesError(f"{type(error).__name__}: {error}") from None
