@@ -107,6 +107,7 @@ class Executor:
             asked, request = request.timeout, self._resolve(request)
             if not caller.user:
                 request = await guard.admit(self._config().policy, request, asked, caller.peer, self._name())
+            request = self._settle(request)
             self._admit(request)
             # A task of its own: a caller that goes away now finds a command that can be looked after, or none.
             starting = asyncio.create_task(self._launch(request, caller))
@@ -166,12 +167,16 @@ class Executor:
         except HandlesError as error:
             log(Event.INTERNAL_ERROR, f"{name} cannot be taken up again: {error}")
             fdstore.forget(name)
+            fdstore.forget(f"{name}{_STDIN_NAME}")
             return
         exec_id = start.request.exec_id
         spools = self._storage.open(exec_id, live=True) if start.request.detach else ours.spools
         if self._history.get(history.RAN, exec_id) is None or not spools:
             # It was never released: whoever asked for it will ask again.
             ours.close(forget=True)
+            self._storage.remove(exec_id)
+            for spool in (spools or {}).values():
+                spool.close()
             return
         room: Room = Quota(self._storage, spools, self._config().job_output_limit) if start.request.detach else Window()
         self._seen[exec_id] = None
@@ -190,11 +195,16 @@ class Executor:
         if timeout > config.max_timeout:
             limit = f"a timeout of {timeout:g} s is more than max-timeout of {self._name()}, {config.max_timeout:g} s"
             raise PeerdError(Code.DENIED, reason=limit)
-        if request.action is not Action.DEPLOY:
-            return replace(request, timeout=timeout)
-        rollback = "yes" if request.rollback else "no"
-        argv = ("/bin/sh", str(_DEPLOY), rollback, f"{timeout:g}", request.shell_cmd)
-        return replace(request, argv=argv, shell_cmd="", timeout=timeout + _DEPLOY_TIME)
+        return replace(request, timeout=timeout)
+
+    @staticmethod
+    def _settle(request: ExecRequest) -> ExecRequest:
+        """The request of an action as that of a command, which any process of peerd can take up."""
+        if request.action is Action.DEPLOY:
+            timeout = request.timeout or 0.0
+            argv = ("/bin/sh", str(_DEPLOY), "yes" if request.rollback else "no", f"{timeout:g}", request.shell_cmd)
+            request = replace(request, argv=argv, shell_cmd="", timeout=timeout + _DEPLOY_TIME)
+        return replace(request, action=None)
 
     def _admit(self, request: ExecRequest) -> None:
         if request.exec_id in self._seen or self._history.get(history.RAN, request.exec_id):
