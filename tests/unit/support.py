@@ -197,9 +197,13 @@ async def linked() -> AsyncIterator[tuple[Connection, Connection]]:
 
 
 class FakePeers:
-    """Other machines' daemons, as a server whose connections a test takes one after another, already greeted."""
+    """Other machines' daemons, as a server whose connections a test takes one after another, already greeted.
+
+    :ivar boot: the boot id that they give
+    """
 
     def __init__(self) -> None:
+        self.boot = ""
         self.links: asyncio.Queue[Wire] = asyncio.Queue()
         self.port = 0
         self.accepted = 0
@@ -213,7 +217,7 @@ class FakePeers:
             await wire.link.expect("hello")
         except ConnectionError:
             return
-        wire.link.post("hello", messages.hello("fake"))
+        wire.link.post("hello", messages.hello("fake", self.boot))
         self.links.put_nowait(wire)
 
     @contextlib.asynccontextmanager
