@@ -113,10 +113,15 @@ class Execution:
                 result = await self._run_here(request, session, resume)
             else:
                 remote = await self.remote(peer_id, request.exec_id, session, resume is not None)
-                result = await (remote.attach(resume.offsets, True) if resume else remote.execute(request))
+                again = resume and not request.detach
+                if resume and not request.detach:
+                    result = await remote.attach(resume.offsets, True)
+                else:
+                    result = await remote.execute(request)
         except PeerdError as error:
             result = ExecResult.failure(error, round((time.monotonic() - began) * _USEC))
-        if request.detach and result.error is None:
+        # Who is cut off while a detached command starts asks for the same once more.
+        if request.detach and (not result.error or (resume and result.error.code is Code.DUPLICATE)):
             return job
         job = replace(job, result=result)
         if result.left_behind:
