@@ -113,7 +113,6 @@ class Execution:
                 result = await self._run_here(request, session, resume)
             else:
                 remote = await self.remote(peer_id, request.exec_id, session, resume is not None)
-                again = resume and not request.detach
                 if resume and not request.detach:
                     result = await remote.attach(resume.offsets, True)
                 else:
