@@ -112,6 +112,10 @@ class Node:
         :raises PeerdError: UNKNOWN_PEER
         """
         peer = self.book.by_address(address)
+        if peer is None and self.link:
+            # A worker that was started just now hears of its peers in a moment, and who was cut off comes back at once.
+            await self.link.outcome(self._config().connect_timeout)
+            peer = self.book.by_address(address)
         if peer:
             return peer
         # A peer may have registered a moment ago, and its first command be quicker than the leader's news of it.
