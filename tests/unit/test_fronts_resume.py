@@ -22,7 +22,7 @@ Attend = Callable[[str, Session, Offsets], Coroutine[Any, Any, ExecResult]]
 
 def attended(executor: FakeExecutor, attend: Attend) -> None:
     """Have the test say what happens to who attends."""
-    executor.attend = attend  # type: ignore[method-assign]
+    executor.attend = attend  # type: ignore[method-assign, assignment]
 
 
 async def done(exec_id: str, session: Session, offsets: Offsets) -> ExecResult:
