@@ -163,7 +163,7 @@ class Executor:
 
     def _adopt(self, name: str, descriptors: Sequence[int], stdin: Sequence[int]) -> None:
         try:
-            ours, start, cancelled = handles.adopt(name, descriptors, stdin[0] if stdin else None)
+            ours, start, notes = handles.adopt(name, descriptors, stdin[0] if stdin else None)
         except HandlesError as error:
             log(Event.INTERNAL_ERROR, f"{name} cannot be taken up again: {error}")
             fdstore.forget(name)
@@ -171,7 +171,8 @@ class Executor:
             return
         exec_id = start.request.exec_id
         spools = self._storage.open(exec_id, live=True) if start.request.detach else ours.spools
-        if self._history.get(history.RAN, exec_id) is None or not spools:
+        known = handles.RELEASED in notes or self._history.get(history.RAN, exec_id)
+        if not known or not spools:
             # It was never released: whoever asked for it will ask again.
             ours.close(forget=True)
             self._storage.remove(exec_id)
@@ -180,6 +181,7 @@ class Executor:
             return
         room: Room = Quota(self._storage, spools, self._config().job_output_limit) if start.request.detach else Window()
         self._seen[exec_id] = None
+        cancelled = handles.CANCELLED in notes
         self._take_up(Run(start, ours, spools, room, self._scopes, self._name(), True, cancelled))
 
     def _resolve(self, request: ExecRequest) -> ExecRequest:

@@ -24,7 +24,10 @@ from peerd.session import Caller
 from peerd.spool import Spool
 
 _MEMO = "peerd-memo"
-_CANCELLED = b"cancelled\n"
+CANCELLED = "cancelled"
+"""A note in a memo: the command was cancelled."""
+RELEASED = "released"
+"""A note in a memo: the command was let go, and so may have run."""
 _CONTROL = "control"
 _STDIN = "stdin"
 
@@ -105,11 +108,11 @@ class Handles:
     def _stdin_name(self) -> str:
         return f"{self.name}.{_STDIN}"
 
-    def note_cancel(self) -> None:
-        """Remember across a restart that the command was cancelled."""
+    def note(self, text: str) -> None:
+        """Remember across a restart what happened: :data:`CANCELLED` or :data:`RELEASED`."""
         if self.memo >= 0:
             os.lseek(self.memo, 0, os.SEEK_END)
-            os.write(self.memo, _CANCELLED)
+            os.write(self.memo, f"{text}\n".encode())
 
     def close_stdin(self) -> None:
         """Let the command see the end of its input."""
@@ -168,12 +171,12 @@ def create(stdin: bool, spooled: bool) -> tuple[Handles, list[int]]:
     return handles, [*ends, gate_end.detach()]
 
 
-def adopt(name: str, descriptors: Sequence[int], stdin_pipe: int | None) -> tuple[Handles, Start, bool]:
+def adopt(name: str, descriptors: Sequence[int], stdin_pipe: int | None) -> tuple[Handles, Start, frozenset[str]]:
     """The descriptors of a command that an earlier process started.
 
     :param name: the name of its scope
     :param stdin_pipe: the one that was kept by itself, if there is one
-    :returns: the descriptors, what the memo says, and whether the command was cancelled
+    :returns: the descriptors, how the command was started, and what was noted since
     :raises HandlesError: where something is missing; all descriptors are closed then
     """
     everything = [*descriptors, *([stdin_pipe] if stdin_pipe is not None else [])]
@@ -204,7 +207,7 @@ def adopt(name: str, descriptors: Sequence[int], stdin_pipe: int | None) -> tupl
     handles.control.setblocking(False)
     if handles.stdin is None and "stdin.spool" in ours:
         os.close(ours["stdin.spool"])
-    return handles, start, _CANCELLED.strip() in lines[1:]
+    return handles, start, frozenset(line.decode() for line in lines[1:] if line)
 
 
 def _identity(fd: int) -> list[int]:

@@ -503,3 +503,26 @@ def test_the_limit_of_commands_counts_those_that_were_taken_up(tmp_path: Path, s
             await listener.to_end(executor)
 
     asyncio.run(main())
+
+
+def test_a_command_that_the_history_could_not_take_outlives_peerd_all_the_same(
+    tmp_path: Path, store: FakeStore, fifo: int, records: Journal
+) -> None:
+    async def main() -> None:
+        asked = request("echo x >>ran; echo up; read line <fifo; exit 3", tmp_path)
+        listener = Listener()
+        with pytest.MonkeyPatch.context() as patch:
+            # A disk that is full.
+            patch.setattr(History, "put", lambda self, side, peer, job: None)
+            async with process(tmp_path, store) as executor:
+                await executor.launch(asked, CALLER)
+                await listener.heard_first(executor, b"up\n")
+        async with process(tmp_path, store) as executor:
+            with pytest.raises(PeerdError) as caught:
+                await executor.launch(asked, CALLER)
+            assert caught.value.code is Code.DUPLICATE
+            os.write(fifo, b"go on\n")
+            assert (await listener.to_end(executor)).exit_status == 3
+        assert (tmp_path / "ran").read_text() == "x\n"
+
+    asyncio.run(main())

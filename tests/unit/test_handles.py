@@ -59,7 +59,7 @@ def let_go(ours: Handles, forget: bool = False) -> None:
         spool.close()
 
 
-def adopted(given: dict[str, list[int]], seed: int = 0) -> tuple[Handles, Start, bool]:
+def adopted(given: dict[str, list[int]], seed: int = 0) -> tuple[Handles, Start, frozenset[str]]:
     """What the next process makes of what it is given, in any order."""
     kept = list(given[NAME])
     random.Random(seed).shuffle(kept)
@@ -110,8 +110,9 @@ def test_which_descriptor_is_which_is_known_whatever_their_order(
         if command.ours.stdin:
             command.ours.stdin[0].append(b"spool of stdin")
         let_go(command.ours)
-        ours, start, cancelled = adopted(store.given(), seed)
-        assert (start, cancelled) == (START, False)
+        ours, start, notes = adopted(store.given(), seed)
+        assert start == START
+        assert not notes
         for stream, end in (("stdout", command.stdout), ("stderr", command.stderr)):
             os.write(end, stream.encode())
             assert os.read(ours.pipes[stream], 10) == stream.encode()
@@ -132,19 +133,20 @@ def test_which_descriptor_is_which_is_known_whatever_their_order(
 def test_a_cancel_is_remembered_from_one_process_to_the_next_and_the_one_after(store: FakeStore) -> None:
     with made() as command:
         command.ours.keep(START)
-        command.ours.note_cancel()
+        command.ours.note(handles.CANCELLED)
         let_go(command.ours)
         for _ in range(2):
-            ours, start, cancelled = adopted(store.given())
-            assert (start, cancelled) == (START, True)
-            ours.note_cancel()
+            ours, start, notes = adopted(store.given())
+            assert start == START
+            assert list(notes) == [handles.CANCELLED]
+            ours.note(handles.CANCELLED)
             let_go(ours)
         let_go(adopted(store.given())[0], forget=True)
 
 
 def test_a_cancel_of_what_is_not_kept_is_nothing() -> None:
     with made() as command:
-        command.ours.note_cancel()
+        command.ours.note(handles.CANCELLED)
         let_go(command.ours)
 
 
