@@ -154,10 +154,10 @@ class Executor:
         self._take_up(started)
         return started
 
-    def _take_up(self, one: Run) -> None:
+    def _take_up(self, one: Run, known: ExecResult | None = None) -> None:
         exec_id = one.request.exec_id
         self._runs[exec_id] = one
-        self._tasks[exec_id] = asyncio.create_task(self._see_to_end(one))
+        self._tasks[exec_id] = asyncio.create_task(self._see_to_end(one, known))
         self._changed()
         self._watch_over(one)
 
@@ -171,8 +171,8 @@ class Executor:
             return
         exec_id = start.request.exec_id
         spools = self._storage.open(exec_id, live=True) if start.request.detach else ours.spools
-        known = handles.RELEASED in notes or self._history.get(history.RAN, exec_id)
-        if not known or not spools:
+        entry = self._history.get(history.RAN, exec_id)
+        if not spools or not (entry or handles.RELEASED in notes):
             # It was never released: whoever asked for it will ask again.
             ours.close(forget=True)
             self._storage.remove(exec_id)
@@ -182,7 +182,8 @@ class Executor:
         room: Room = Quota(self._storage, spools, self._config().job_output_limit) if start.request.detach else Window()
         self._seen[exec_id] = None
         cancelled = handles.CANCELLED in notes
-        self._take_up(Run(start, ours, spools, room, self._scopes, self._name(), True, cancelled))
+        one = Run(start, ours, spools, room, self._scopes, self._name(), True, cancelled)
+        self._take_up(one, entry.job.result if entry else None)
 
     def _resolve(self, request: ExecRequest) -> ExecRequest:
         config = self._config()
@@ -220,14 +221,21 @@ class Executor:
 
     # --- ending
 
-    async def _see_to_end(self, one: Run) -> None:
+    async def _see_to_end(self, one: Run, known: ExecResult | None) -> None:
+        """See a command to its end.
+
+        :param known: its result where an earlier process saw its end, and only its caller did not hear of it
+        """
         exec_id = one.request.exec_id
         try:
             one.result = await one.to_end()
         except Exception as error:
             report(error, f"command {exec_id}")
             one.result = ExecResult.failure(PeerdError(Code.INTERNAL, reason=type(error).__name__))
-        self._record(one.job, one.caller.peer)
+        if known:
+            one.result = known
+        else:
+            self._record(one.job, one.caller.peer)
         self._history.trim(self._config().history_limit)
         one.ended.set()
         one.output.end()

@@ -19,7 +19,7 @@ from peerd.executor import Executor
 from peerd.history import History
 from peerd.journal import Event
 from peerd.messages import WINDOW, Action, ExecRequest, ExecResult, Job
-from peerd.scopes import scope_name
+from peerd.scopes import Figures, scope_name
 from peerd.session import Caller, ConfirmingSink, Delivery, Session
 from peerd.stdin import Stdin
 from peerd.storage import Storage
@@ -266,17 +266,26 @@ def test_a_command_to_which_nobody_comes_back_in_time_is_cancelled(tmp_path: Pat
     asyncio.run(main())
 
 
-def test_a_result_that_nobody_heard_is_heard_after_the_restart(tmp_path: Path, store: FakeStore) -> None:
+def test_a_result_that_nobody_heard_is_heard_after_the_restart_as_it_was_and_recorded_once(
+    tmp_path: Path, store: FakeStore, records: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scopes, "figures", lambda name: Figures(1000, 4096))
+
     async def main() -> None:
         listener = Listener()
         async with process(tmp_path, store) as executor:
             await executor.launch(request("echo all; exit 4"), CALLER)
             await executor.wait(EXEC_ID)
             # The connection broke between the result and the word that it was heard.
-            assert (await Listener().attend(executor)) is not None
+            before = await Listener().attend(executor)
+            assert before is not None
+            assert (before.exit_status, before.memory_peak) == (4, 4096)
+        # The scope is gone by now, with its figures.
+        monkeypatch.setattr(scopes, "figures", lambda name: Figures())
         async with process(tmp_path, store) as executor:
-            result = await listener.to_end(executor)
-            assert result.exit_status == 4
+            assert await listener.to_end(executor) == before
+            assert executor.job(EXEC_ID).result == before
+            assert len(records.of(Event.COMMAND_ENDED)) == 1
             assert listener.heard.streams["stdout"] == b"all\n"
 
     asyncio.run(main())
