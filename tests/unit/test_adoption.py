@@ -17,8 +17,9 @@ from peerd import fdstore, history, scopes
 from peerd.errors import Code, Outcome, PeerdError
 from peerd.executor import Executor
 from peerd.history import History
+from peerd.job import Job
 from peerd.journal import Event
-from peerd.messages import WINDOW, Action, ExecRequest, ExecResult, Job
+from peerd.messages import WINDOW, Action, ExecRequest, ExecResult
 from peerd.scopes import Figures, scope_name
 from peerd.session import Caller, ConfirmingSink, Delivery, Session
 from peerd.stdin import Stdin
@@ -331,7 +332,7 @@ def test_who_comes_back_to_a_command_that_reads_no_more_hears_the_rest(
             os.write(fifo, b"go on\n")
             await listener.heard_first(executor, b"more\n")
             assert one.input is not None
-            assert not one.input.open
+            assert not one.input.is_open()
             attending.cancel()
             await asyncio.gather(attending, return_exceptions=True)
             os.write(fifo, b"go on\n")

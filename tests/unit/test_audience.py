@@ -59,7 +59,7 @@ class FakeInput(Input):
     """Takes the place of a command's standard input: takes nothing until it is told to."""
 
     def __init__(self, received: int = 0) -> None:
-        self.open = True
+        self._open = True
         self.got = bytearray(received)
         self.taken_so_far = received
         self.fed: list[int] = []

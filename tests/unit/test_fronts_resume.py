@@ -104,7 +104,7 @@ def test_who_resumes_the_first_step_goes_on_with_the_second_from_its_beginning(t
             attended(local.executor, attend)
             assert (await invoke(wire, "remoteDeployDaemon", "--peer", "here", resume=RESUME)).status == 0
             ((request, _),) = local.executor.requests
-            assert request.action == "build"
+            assert request.action == "deploy"
             assert seen == [(EXEC_ID, {"stdout": 5, "stderr": 2}), (request.exec_id, NONE)]
 
     asyncio.run(main())

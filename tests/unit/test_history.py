@@ -16,8 +16,9 @@ import pytest
 from peerd import history
 from peerd.errors import Code, Outcome, PeerdError
 from peerd.history import ASKED, RAN, History
+from peerd.job import MAX_SHOWN_COMMAND, Job
 from peerd.journal import Event
-from peerd.messages import MAX_SHOWN_COMMAND, ExecResult, Job
+from peerd.messages import ExecResult
 from unit.support import EXEC_ID, Journal
 
 JOB = Job(EXEC_ID, "vps", "ann@laptop", "/srv", "make", "root", False, 1_000_000)

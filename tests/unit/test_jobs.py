@@ -16,7 +16,8 @@ from peerd.answer import Answer
 from peerd.errors import Code, Outcome, PeerdError
 from peerd.executor import Executor
 from peerd.history import History
-from peerd.messages import ExecRequest, ExecResult, Job
+from peerd.job import Job
+from peerd.messages import ExecRequest, ExecResult
 from peerd.node import Node
 from peerd.peers import Peer
 from peerd.registry import Identity, Registry

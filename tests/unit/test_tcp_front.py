@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from peerd import network, tcpfront
+from peerd import messages, network, tcpfront
 from peerd.config import Mode
 from peerd.errors import Code, Outcome, PeerdError
 from peerd.job import Job
 from peerd.journal import Event
 from peerd.links import receive_book
-from peerd.messages import ExecRequest, ExecResult, Job, Offsets
+from peerd.messages import ExecRequest, ExecResult, Offsets
 from peerd.node import Node
 from peerd.peers import Peer
 from peerd.policy import Policy, Rule
@@ -594,27 +594,37 @@ def test_a_worker_that_was_started_just_now_knows_who_comes_back_once_its_leader
     async def main() -> None:
         async with FakePeers().serving() as leader:
             worker = Identity("worker", "desktop", "127.0.0.1")
-            async with served(identity=worker, port=leader.port) as remote, greeted(remote) as wire:
+            async with (
+                served(identity=worker, port=leader.port) as remote,
+                dialled(remote.port, "127.0.0.4") as wire,
+            ):
+                wire.link.post("hello", messages.hello("test"))
                 await wire.link.send("execRequest", EXEC)
                 registering = await leader.links.get()
                 await registering.expect("registerPeer")
                 registering.link.post("registered", {"peer_id": "desktop"})
                 registering.link.post("reply", {"count": 1})
                 registering.link.post("peers", {"peers": [LAPTOP.to_wire()]})
+                assert (await wire.next()).type == "hello"
                 assert (await wire.next()).type == "result"
                 assert [caller for _, caller in remote.executor.requests] == ["laptop"]
 
     asyncio.run(main())
 
 
-def test_a_worker_whose_leader_is_away_knows_nobody() -> None:
+def test_a_worker_whose_leader_is_away_knows_nobody(records: Journal) -> None:
     async def main() -> None:
         async with FakePeers().serving() as leader:
             worker = Identity("worker", "desktop", "127.0.0.1")
-            async with served(identity=worker, port=leader.port) as remote, greeted(remote) as wire:
-                await wire.link.send("execRequest", EXEC)
+            async with (
+                served(identity=worker, port=leader.port) as remote,
+                dialled(remote.port, "127.0.0.4") as wire,
+            ):
+                wire.link.post("hello", messages.hello("test"))
                 (await leader.links.get()).reset()
-                assert (await wire.next()).fields["code"] == "unknown-peer"
+                await wire.end()
+        (record,) = records.of(Event.CONNECTION_REFUSED)
+        assert record.message == "Connection from 127.0.0.4 refused: not a registered peer"
 
     asyncio.run(main())
 
