@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,6 +55,15 @@ class Option:
         return checked
 
 
+class Access(enum.StrEnum):
+    """The kinds of commands that polkit(8) tells apart, each an action of its own."""
+
+    RUN = "run"
+    CONFIGURE = "configure"
+    READ = "read"
+    READ_LOG = "read-log"
+
+
 @dataclass(frozen=True)
 class Command:
     """One command.
@@ -62,6 +72,9 @@ class Command:
     :ivar data: whether its answer is data: JSON where --json is given or stdout is no terminal, else a table
     :ivar columns: the columns of its table, where not all of the data's keys
     :ivar record: whether its answer is a command's output, with --json a record of the command, with --stream events
+    :ivar output: whether a command's output is in its answer, also where a record is not
+    :ivar many: whether its data is a list
+    :ivar access: what somebody on D-Bus has to be allowed for it
     :ivar argument: the name of its one optional positional argument, or ""
     :ivar rest: the name of the arguments after ``--``, or ""
     """
@@ -72,6 +85,9 @@ class Command:
     data: bool = False
     columns: tuple[str, ...] = ()
     record: bool = False
+    output: bool = False
+    many: bool = False
+    access: Access = Access.RUN
     argument: str = ""
     rest: str = ""
 
@@ -126,7 +142,12 @@ COMMANDS: tuple[Command, ...] = (
         "remotePull", "Run the peer's pull-command (git pull) in its repository.", (PEER, BUILD_TIMEOUT), record=True
     ),
     Command("remoteBd", "Run the peer's build-command in its build-directory.", (PEER, BUILD_TIMEOUT), record=True),
-    Command("remoteDeployDaemon", "remotePull, then remoteBd; stops at the first failure.", (PEER, BUILD_TIMEOUT)),
+    Command(
+        "remoteDeployDaemon",
+        "remotePull, then remoteBd; stops at the first failure.",
+        (PEER, BUILD_TIMEOUT),
+        output=True,
+    ),
     Command(
         "setPeerConfig",
         "Set this machine's role, id and leader.",
@@ -135,21 +156,39 @@ COMMANDS: tuple[Command, ...] = (
             Option("--id", "This machine's peer id (the host name).", "ID", validate.peer_id),
             LEADER,
         ),
+        access=Access.CONFIGURE,
     ),
-    Command("registerWorker", "Join the leader as a worker, with the host name as id.", (LEADER,)),
-    Command("getPeerStatus", "Show this machine's role, id and connection.", data=True),
+    Command(
+        "registerWorker",
+        "Join the leader as a worker, with the host name as id.",
+        (LEADER,),
+        access=Access.CONFIGURE,
+    ),
+    Command("getPeerStatus", "Show this machine's role, id and connection.", data=True, access=Access.READ),
     Command(
         "listPeers",
         "List the registered peers.",
         data=True,
         columns=("peer_id", "ip_address", "hostname", "is_online", "last_seen", "daemon_version"),
+        many=True,
+        access=Access.READ,
     ),
-    Command("getPeerInfo", "Show one registered peer.", (PEER,), data=True),
-    Command("deletePeer", "Delete a peer from the registry.", (PEER,)),
-    Command("dbSanityCheck", "Delete registry entries that a worker should not have.", data=True),
-    Command("ping", "Ask the daemon, or a peer's, for a sign of life.", (_peer("Ask this peer's daemon.", False),)),
-    Command("version", "Show the version of the daemon."),
+    Command("getPeerInfo", "Show one registered peer.", (PEER,), data=True, access=Access.READ),
+    Command("deletePeer", "Delete a peer from the registry.", (PEER,), access=Access.CONFIGURE),
+    Command(
+        "dbSanityCheck",
+        "Delete registry entries that a worker should not have.",
+        data=True,
+        access=Access.CONFIGURE,
+    ),
+    Command(
+        "ping",
+        "Ask the daemon, or a peer's, for a sign of life.",
+        (_peer("Ask this peer's daemon.", False),),
+        access=Access.READ,
+    ),
+    Command("version", "Show the version of the daemon.", access=Access.READ),
     Command("help", "Show help on d or on one command.", argument="command"),
-    Command("listCommands", "List the commands.", data=True),
+    Command("listCommands", "List the commands.", data=True, many=True, access=Access.READ),
 )
 BY_NAME = {command.name: command for command in COMMANDS}

@@ -49,6 +49,7 @@ class Code(enum.StrEnum):
     START_FAILED = "start-failed"
     DUPLICATE = "duplicate"
     OUT_OF_MEMORY = "out-of-memory"
+    TOO_MUCH_OUTPUT = "too-much-output"
     DENIED = "denied"
     UNKNOWN_PEER = "unknown-peer"
     ID_TAKEN = "id-taken"
@@ -139,6 +140,9 @@ KINDS: Mapping[Code, Kind] = {
     ),
     Code.DUPLICATE: Kind("This command was already run on {peer}: {exec_id}"),
     Code.OUT_OF_MEMORY: Kind("Out of memory: the command on {peer} was stopped", (), Outcome.OOM),
+    Code.TOO_MUCH_OUTPUT: Kind(
+        "Output too large for a reply: {reason}", ("On the command line it has no limit: d execOnPeer",)
+    ),
     Code.DENIED: Kind("Permission denied: {reason}", (), Outcome.DENIED),
     Code.UNKNOWN_PEER: Kind(
         "Permission denied: {address} is not a registered peer of {peer}",

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import pwd
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from peerd import __version__, cli, messages, network, validate
+from peerd import __version__, cli, messages, network, parameters, users, validate
 from peerd.answer import Answer
 from peerd.commands import BY_NAME
 from peerd.config import Config
@@ -255,10 +254,7 @@ class UnixFront(Front):
     def who(self, link: Connection) -> str:
         """The user at the other end."""
         _, uid, _ = _UCRED.unpack(link.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-        try:
-            return pwd.getpwuid(uid).pw_name
-        except KeyError:
-            return f"uid {uid}"
+        return users.name(uid)
 
     async def _serve(self, link: Connection, who: str) -> None:
         await self._greet(link)
@@ -312,8 +308,8 @@ class UnixFront(Front):
 
     async def _call(self, link: Connection, who: str, fields: Mapping[str, object]) -> None:
         """A command by name and parameters: answered with its data."""
-        name = take(fields, "command", _command)
-        params = _parameters(name, fields.get("params"))
+        name = take(fields, "command", parameters.command_name)
+        params = parameters.check(name, fields.get("params"))
 
         async def work(cancel: asyncio.Event, stdin: Stdin) -> None:
             answer = await self._run(link, who, name, params, FrameSink(link), cancel, stdin)
@@ -363,29 +359,3 @@ def _arguments(value: object) -> list[str]:
     if not isinstance(value, list) or len(value) > _MAX_ARGUMENTS:
         raise ValueError(f"must be a list of at most {_MAX_ARGUMENTS} strings")
     return [validate.string(item, "argument", validate.MAX_COMMAND) for item in value]
-
-
-def _command(value: object) -> str:
-    command = BY_NAME.get(value) if isinstance(value, str) else None
-    if command is None or command.argument:
-        raise ValueError(f"no such command: {validate.shown(value)}")
-    return command.name
-
-
-def _parameters(name: str, given: object) -> dict[str, Any]:
-    command = BY_NAME[name]
-    options = {option.name: option for option in command.options}
-    pairs = {} if given is None else given
-    if not isinstance(pairs, dict):
-        raise PeerdError(Code.BAD_MESSAGE, reason="params must be an object")
-    unknown = [key for key in pairs if key not in options and key != command.rest]
-    missing = [key for key, option in options.items() if option.required and key not in pairs]
-    if unknown or missing:
-        raise PeerdError(Code.USAGE, reason=f"{name}: unknown {unknown}, missing {missing}")
-    checked = {}
-    for key, value in pairs.items():
-        try:
-            checked[key] = options[key].check(value) if key in options else validate.arguments(value)
-        except ValueError as error:
-            raise PeerdError(Code.USAGE, reason=f"{name}: {key}: {error}") from None
-    return checked

@@ -150,6 +150,7 @@ class LeaderLink:
     :param interval: gives the seconds between heartbeats
     :param timeout: gives the seconds to wait for a connection
     :param changed: called with a sentence when the link comes or goes
+    :param updated: called when the copy of the registry has changed
     """
 
     def __init__(
@@ -160,6 +161,7 @@ class LeaderLink:
         interval: Callable[[], float],
         timeout: Callable[[], float],
         changed: Callable[[bool, str], None],
+        updated: Callable[[], None] = lambda: None,
     ) -> None:
         self.address = address
         self.book = PeerBook()
@@ -170,6 +172,7 @@ class LeaderLink:
         self._interval = interval
         self._timeout = timeout
         self._changed = changed
+        self._updated = updated
         self._wake = asyncio.Event()
         self._decided = asyncio.Event()
         self._task = asyncio.create_task(self._run())
@@ -223,6 +226,7 @@ class LeaderLink:
             self._decided.set()
             if self.error and self.error.code is Code.DELETED:
                 self.book = PeerBook()
+                self._updated()
                 return
             refused = self.error is not None and self.error.kind.outcome == "denied"
             # Jitter keeps the workers of a leader that comes back from arriving together.
@@ -268,6 +272,7 @@ class LeaderLink:
                 self.book.put(peer)
         elif frame.type == "peerRemoved":
             self.book.remove(take(frame.fields, "peer_id", validate.peer_id))
+        self._updated()
 
     async def _beat(self, link: Connection) -> None:
         with contextlib.suppress(OSError):

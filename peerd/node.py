@@ -183,6 +183,7 @@ class Node:
                 lambda: config().heartbeat_interval,
                 lambda: config().connect_timeout,
                 self._link_changed,
+                self._changed,
             )
         self._changed()
 

@@ -11,16 +11,16 @@ import pytest
 import peerd
 
 SOURCES = {path.stem: path for path in Path(peerd.__file__).parent.glob("*.py") if path.stem != "__init__"}
-PURE = "cli commands config errors messages peers protocol render validate".split()
+PURE = "busapi cli commands config errors messages parameters peers protocol render validate".split()
 IO = {"asyncio", "dbus_next", "peewee", "playhouse", "sdnotify", "selectors", "socket", "subprocess", "systemd"}
 EDGES = {
-    "dbus_next": {"scopes", "bus"},
+    "dbus_next": {"scopes", "bus", "busvalues"},
     "peewee": {"registry"},
     "systemd": {"journal", "daemon"},
     "sdnotify": {"daemon"},
     "click": {"cli"},
 }
-FRONT = {"bus", "daemon", "fronts"}
+FRONT = {"bus", "busvalues", "daemon", "fronts"}
 
 
 def imports(name: str, everywhere: bool = True) -> set[str]:

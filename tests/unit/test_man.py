@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from peerd import cli, client, daemon, errors, executor, fronts, links, messages, protocol, validate
-from peerd.commands import BY_NAME, COMMANDS, Command
+from peerd import bus, busapi, cli, client, daemon, errors, executor, fronts, links, messages, protocol, validate
+from peerd.busapi import INTERFACES, Arguments
+from peerd.commands import BY_NAME, COMMANDS, Access, Command
 from peerd.config import SETTINGS
 from peerd.environment import login_environment
 from peerd.errors import KINDS, Outcome
@@ -85,7 +86,8 @@ class Page:
 
 
 D, PEERD, CONF, WIRE = map(Page, ("d.1", "peerd.8", "peerd.conf.5", "peerd-protocol.7"))
-ALL = (D, PEERD, CONF, WIRE)
+BUS = Page("org.automatelinux.peerd1.5")
+ALL = (D, PEERD, CONF, WIRE, BUS)
 
 
 _WORDS = {2.5: "two and a half"}
@@ -375,6 +377,8 @@ def test_outcomes_stand_in_the_order_of_the_table() -> None:
         (WIRE, f"for {fronts._HELLO_LIMIT:g} seconds"),
         (WIRE, f"for {fronts._IDLE_LIMIT:g} seconds"),
         (WIRE, f"hears nothing for {_WORDS[links._MISSED_HEARTBEATS]} of them"),
+        (BUS, f"may have {busapi.MAX_COLLECTED} bytes"),
+        (BUS, f"often {bus._CALL_TIMEOUT:g} seconds"),
         (CONF, f"silent for {_WORDS[links._MISSED_HEARTBEATS]} of them"),
     ],
     ids=repr,
@@ -396,6 +400,43 @@ def test_bounds_of_settings() -> None:
                 setting.parse(str(limit + 1))
 
 
+# --- org.automatelinux.peerd1(5)
+
+
+def _quoted(arguments: Arguments) -> list[str]:
+    return [f'"{signature} {name}"' for name, signature in arguments]
+
+
+def test_members_stand_in_the_order_of_the_table_with_their_signatures() -> None:
+    manager, peer = INTERFACES[busapi.MANAGER], INTERFACES[busapi.PEER]
+    heads = [line for line in BUS.part(".Ss Methods").lines if line.startswith((".It", ".Fa"))]
+    assert heads == [
+        line
+        for name, method in manager.methods.items()
+        for line in (" ".join([".It Fn", name, *_quoted(method.takes)]), f".Fa {' , '.join(_quoted(method.gives))} .")
+    ]
+    heads = [line for line in BUS.part(".Ss Signals").lines if line.startswith(".It")]
+    assert heads == [" ".join([".It Fn", name, *_quoted(takes)]) for name, takes in manager.signals.items()]
+    items = BUS.items(r"Va (\w+) Pq (\w)")
+    assert items == [
+        (name, shown.signature) for interface in (manager, peer) for name, shown in interface.properties.items()
+    ]
+
+
+def test_actions_and_errors_of_the_bus() -> None:
+    assert BUS.part(".Sh WHO MAY").items(r"Ev (\S+)") == [(busapi.action(access),) for access in Access]
+    policy = (ROOT / "units/polkit-1/org.automatelinux.peerd1.policy").read_text()
+    assert re.findall(r'<action id="(.+)">', policy) == [busapi.action(access) for access in Access]
+    standard = {name for _, call in _calls("_Refused", trees=[SOURCES["bus"]]) if (name := _constant(call.args[0]))}
+    # Names that are chosen as one goes, or belong to a library.
+    standard |= {"InteractiveAuthorizationRequired", "LimitsExceeded", "Failed"}
+    ours = {busapi.error_name(code).removeprefix("org.freedesktop.DBus.Error.") for code in errors.Code}
+    standard |= {name for name in ours if "." not in name}
+    documented = {name for line in BUS.lines if line.startswith(".It Er ") for name in line[7:].split(" , ")}
+    assert documented == standard, _difference(documented, standard)
+    assert {f"{busapi.NAME}.Error.{name}" for name in ("PeerNotFound", "TooMuchOutput")} <= ours
+
+
 # --- all of them
 
 
@@ -406,7 +447,7 @@ def test_pages_are_these() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_pages_refer_to_pages_that_exist(name: str) -> None:
     for line in Page(name).lines:
-        if match := re.match(r"\.Xr (d|peerd\S*) (\d)", line):
+        if match := re.match(r"\.Xr (d|peerd\S*|org\S*) (\d)", line):
             assert f"{match[1]}.{match[2]}" in NAMES
 
 
