@@ -75,6 +75,8 @@ def _converse(connection: socket, arguments: list[str]) -> int:
     terminal = os.isatty(1)
     width = os.get_terminal_size(1).columns if terminal else 80
     invoke = {"type": "invoke", "argv": arguments, "terminal": terminal, "width": max(20, min(width, 1000))}
+    # https://no-color.org
+    invoke["color"] = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     connection.sendall(f'{{"type":"hello","protocol":{PROTOCOL},"version":"d"}}\n{json.dumps(invoke)}\n'.encode())
     for number in _CANCELLING:
         signal.signal(number, cancel)

@@ -174,6 +174,12 @@ COMMANDS: tuple[Command, ...] = (
         access=Access.READ,
     ),
     Command("getPeerInfo", "Show one registered peer.", (PEER,), data=True, access=Access.READ),
+    Command(
+        "getPeerIdByIp",
+        "Show the id of the peer with this address.",
+        (Option("--ip", "The peer's address in the VPN.", "ADDRESS", validate.address, True),),
+        access=Access.READ,
+    ),
     Command("deletePeer", "Delete a peer from the registry.", (PEER,), access=Access.CONFIGURE),
     Command(
         "dbSanityCheck",

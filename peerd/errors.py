@@ -82,6 +82,7 @@ KINDS: Mapping[Code, Kind] = {
     Code.PEER_NOT_FOUND: Kind(
         "Peer not found: {peer}",
         (
+            "{suggestion}",
             "Peer hasn't registered with the leader. On the missing peer, run:",
             "    d registerWorker    # uses the hostname, connects to the leader",
             "The registered peers: d listPeers",
@@ -197,6 +198,7 @@ _DEFAULTS = {
     "exec_id": "",
     "directory": "",
     "user": "",
+    "suggestion": "",
 }
 _MAX_DETAIL = 4096
 
@@ -229,8 +231,8 @@ class PeerdError(Exception):
 
     @property
     def hints(self) -> list[str]:
-        """The lines that say what to do next."""
-        return [self._format(hint) for hint in self.kind.hints]
+        """The lines that say what to do next; one that has nothing to say is left out."""
+        return [line for hint in self.kind.hints if (line := self._format(hint))]
 
     @property
     def text(self) -> str:

@@ -233,7 +233,7 @@ class TcpFront(Front):
             wanted = take(fields, "peer", validate.peer_id)
             found = self._node.book.by_id(wanted)
         if found is None:
-            raise PeerdError(Code.PEER_NOT_FOUND, peer=wanted)
+            raise self._node.book.missing(wanted)
         return found
 
     async def _execute(self, link: Connection, peer: Peer, request: ExecRequest) -> None:
@@ -277,6 +277,7 @@ class UnixFront(Front):
         """A command line of ``d``: answered with what to print and the exit status."""
         argv = take(fields, "argv", _arguments)
         terminal = take(fields, "terminal", validate.boolean, False)
+        color = take(fields, "color", validate.boolean, False)
         width = take(fields, "width", lambda value: validate.integer(value, 20, 1000), 80)
         parsed = cli.parse(argv, width, sorted({self._node.peer_id, *self._node.book.ids()}))
         if isinstance(parsed, cli.Reply):
@@ -299,7 +300,7 @@ class UnixFront(Front):
                 await link.send("exit", {"status": answer.status, "record": answer.record or _failure(answer)})
                 return
             elif answer.data is not None:
-                await _print(link, "stdout", render(command, answer.data, parsed.json or not terminal))
+                await _print(link, "stdout", render(command, answer.data, parsed.json or not terminal, color))
             await _print(link, "stdout", f"{answer.text}\n" if answer.text else "")
             await _print(link, "stderr", answer.error.text if answer.error else "")
             await link.send("exit", {"status": answer.status})

@@ -120,7 +120,7 @@ class Hub:
         """
         peer = self.book.by_id(peer_id)
         if not peer:
-            raise PeerdError(Code.PEER_NOT_FOUND, peer=peer_id)
+            raise self.book.missing(peer_id)
         self._registry.forget([peer_id])
         self.book.remove(peer_id)
         self._drop_link(peer_id)

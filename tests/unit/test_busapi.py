@@ -108,7 +108,7 @@ def test_only_commands_that_look_are_open_to_the_user_at_the_machine() -> None:
     active = {action.get("id"): action.findtext("defaults/allow_active") for action in policy.findall("action")}
     assert active == {busapi.action(access): "yes" if access is Access.READ else "auth_admin_keep" for access in Access}
     reading = {command.name for command in COMMANDS if command.access is Access.READ}
-    assert reading == {"getPeerStatus", "listPeers", "getPeerInfo", "ping", "version", "listCommands"}
+    assert reading == {"getPeerStatus", "listPeers", "getPeerInfo", "getPeerIdByIp", "ping", "version", "listCommands"}
 
 
 def test_files_name_the_bus_name() -> None:

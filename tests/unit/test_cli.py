@@ -250,7 +250,7 @@ PEERS = ("desktop", "laptop", "vps")
         (["execOnPeer", "--env", "A=1", "--en"], ["--env"]),
         (["setPeerConfig", "--role", ""], ["leader", "worker"]),
         (["listPeers", "--"], ["--help", "--json"]),
-        (["help", "get"], ["getPeerInfo", "getPeerStatus"]),
+        (["help", "get"], ["getPeerIdByIp", "getPeerInfo", "getPeerStatus"]),
         (["noSuchCommand", ""], []),
     ],
 )

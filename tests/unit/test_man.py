@@ -87,7 +87,8 @@ class Page:
 
 D, PEERD, CONF, WIRE = map(Page, ("d.1", "peerd.8", "peerd.conf.5", "peerd-protocol.7"))
 BUS = Page("org.automatelinux.peerd1.5")
-ALL = (D, PEERD, CONF, WIRE, BUS)
+BY_IP = Page("getPeerIdByIp.1")
+ALL = (D, PEERD, CONF, WIRE, BUS, BY_IP)
 
 
 _WORDS = {2.5: "two and a half"}
