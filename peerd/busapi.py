@@ -26,7 +26,7 @@ MAX_COLLECTED = 8 * 1024 * 1024
 """Bytes of output of one command in a reply: a system bus takes messages of 32 MiB (dbus-daemon(1))."""
 
 _SHELL_CMD = "shell_cmd"
-_STREAMED = ("stdin",)
+_STREAMED = ("stdin", "follow")
 """Options that a caller with one reply cannot use."""
 
 Arguments = tuple[tuple[str, str], ...]

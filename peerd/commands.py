@@ -21,6 +21,7 @@ class Option:
 
     :ivar flag: as it is typed, with its dashes
     :ivar parse: turns the text into the value, or raises ValueError with a sentence; None for a switch
+    :ivar short: the flag in one letter, with its dash, or ""
     :ivar multiple: whether it may be given more than once; its value then is a tuple
     :ivar choices: the only values there are, if they can be listed
     """
@@ -32,6 +33,7 @@ class Option:
     required: bool = False
     choices: tuple[str, ...] = ()
     multiple: bool = False
+    short: str = ""
 
     @property
     def name(self) -> str:
@@ -74,6 +76,7 @@ class Command:
     :ivar record: whether its answer is a command's output, with --json a record of the command, with --stream events
     :ivar output: whether a command's output is in its answer, also where a record is not
     :ivar many: whether its data is a list
+    :ivar log: whether its rows are records of a journal, a line each for people
     :ivar access: what somebody on D-Bus has to be allowed for it
     :ivar argument: the name of its one optional positional argument, or ""
     :ivar rest: the name of the arguments after ``--``, or ""
@@ -87,6 +90,7 @@ class Command:
     record: bool = False
     output: bool = False
     many: bool = False
+    log: bool = False
     access: Access = Access.RUN
     argument: str = ""
     rest: str = ""
@@ -192,6 +196,20 @@ COMMANDS: tuple[Command, ...] = (
         "Ask the daemon, or a peer's, for a sign of life.",
         (_peer("Ask this peer's daemon.", False),),
         access=Access.READ,
+    ),
+    Command(
+        "log",
+        "Show what peerd recorded here, or on a peer.",
+        (
+            _peer("Ask this peer's daemon.", False),
+            Option("--since", "From this time on (-1h, today, 17:00).", "TIME", validate.since),
+            Option("--lines", "The last so many (100; all with --since).", "COUNT", validate.lines, short="-n"),
+            Option("--follow", "Go on with those to come, until Ctrl-C.", short="-f"),
+        ),
+        data=True,
+        many=True,
+        log=True,
+        access=Access.READ_LOG,
     ),
     Command("version", "Show the version of the daemon.", access=Access.READ),
     Command("help", "Show help on d or on one command.", argument="command"),

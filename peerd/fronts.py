@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Mapping
@@ -13,14 +14,16 @@ from peerd.answer import Answer
 from peerd.commands import BY_NAME
 from peerd.config import Config
 from peerd.connection import Connection
-from peerd.errors import Code, PeerdError
+from peerd.errors import EXIT_CANCELLED, Code, PeerdError
 from peerd.executor import Executor
 from peerd.journal import Event, log, report
+from peerd.logs import Reader
 from peerd.messages import ExecRequest, Registration, take
 from peerd.node import Node
 from peerd.peers import Peer
 from peerd.protocol import Frame
-from peerd.render import encoded, error_fields, event_line, render
+from peerd.records import Query
+from peerd.render import encoded, error_fields, event_line, render, render_more
 from peerd.service import Service
 from peerd.session import Caller, Session, Sink
 from peerd.stdin import Stdin
@@ -166,6 +169,7 @@ class TcpFront(Front):
     def __init__(self, node: Node, executor: Executor, config: Callable[[], Config]) -> None:
         super().__init__(node, config)
         self._executor = executor
+        self._reader = Reader()
 
     def who(self, link: Connection) -> str:
         """The address of the other end."""
@@ -215,6 +219,8 @@ class TcpFront(Front):
         match frame.type:
             case "execRequest":
                 await self._execute(link, peer, ExecRequest.from_wire(frame.fields))
+            case "getLog":
+                await self._send_log(link, Query.from_wire(frame.fields))
             case "getPeerInfo":
                 await link.send("reply", self._find(frame.fields).to_wire())
             case "listPeers" if self._node.hub:
@@ -224,6 +230,15 @@ class TcpFront(Front):
                 await link.send("reply")
             case _:
                 raise PeerdError(Code.UNKNOWN_MESSAGE, name=frame.type)
+
+    async def _send_log(self, link: Connection, query: Query) -> None:
+        async def work(cancel: asyncio.Event, stdin: Stdin) -> None:
+            async with contextlib.aclosing(self._reader.read(query, cancel)) as batches:
+                async for batch in batches:
+                    await link.send("records", {"records": batch})
+            await link.send("reply")
+
+        await _cancellable(link, work)
 
     def _find(self, fields: Mapping[str, object]) -> Peer:
         if "address" in fields:
@@ -301,6 +316,14 @@ class UnixFront(Front):
                 return
             elif answer.data is not None:
                 await _print(link, "stdout", render(command, answer.data, parsed.json or not terminal, color))
+            elif answer.more is not None:
+                try:
+                    async with contextlib.aclosing(answer.more):
+                        async for rows in answer.more:
+                            await _print(link, "stdout", render_more(command, rows, parsed.json or not terminal, color))
+                    answer = Answer(status=EXIT_CANCELLED if cancel.is_set() else 0)
+                except PeerdError as error:
+                    answer = Answer(error=error, status=error.kind.exit_status)
             await _print(link, "stdout", f"{answer.text}\n" if answer.text else "")
             await _print(link, "stderr", answer.error.text if answer.error else "")
             await link.send("exit", {"status": answer.status})
@@ -314,6 +337,10 @@ class UnixFront(Front):
 
         async def work(cancel: asyncio.Event, stdin: Stdin) -> None:
             answer = await self._run(link, who, name, params, FrameSink(link), cancel, stdin)
+            if answer.more is not None:
+                async with contextlib.aclosing(answer.more):
+                    async for rows in answer.more:
+                        await _print(link, "stdout", render_more(BY_NAME[name], rows, True))
             reply = {"data": answer.data, "text": answer.text, "status": answer.status, "record": answer.record}
             if answer.error:
                 reply["error"] = answer.error.to_wire()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import syslog
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from peerd.validate import printable
 _MAX_CELL = 120
 _COLORED = ("is_online", "connected_to_leader")
 """Booleans whose meaning is good or bad."""
-_GREEN, _RED, _BOLD, _PLAIN = "\x1b[32m", "\x1b[31m", "\x1b[1m", "\x1b[0m"
+_GREEN, _RED, _YELLOW, _BOLD, _PLAIN = "\x1b[32m", "\x1b[31m", "\x1b[33m", "\x1b[1m", "\x1b[0m"
 _USEC = 1_000_000
 RECORD_SCHEMA = 1
 """Version of the record that --json prints; it changes when a field changes its meaning."""
@@ -29,10 +30,28 @@ def render(command: Command, data: Any, as_json: bool, color: bool = False) -> s
     """
     if as_json:
         return json.dumps(data, indent=2) + "\n"
+    if command.log:
+        return render_more(command, data, False, color)
     if isinstance(data, Mapping):
         width = max(map(len, data))
         return "".join(f"{key:>{width}}: {_paint(key, value, _cell(value), color)}\n" for key, value in data.items())
     return _table(data, command.columns, color)
+
+
+def render_more(command: Command, rows: Sequence[Mapping[str, Any]], as_json: bool, color: bool = False) -> str:
+    """Rows of data as they come: a line each, without a head."""
+    if as_json:
+        return "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
+    if not command.log:
+        return _table(rows, command.columns, color).partition("\n")[2]
+    return "".join(_log_line(row, color) for row in rows)
+
+
+def _log_line(row: Mapping[str, Any], color: bool) -> str:
+    message = printable(row["message"])
+    if color and row["priority"] <= syslog.LOG_WARNING:
+        message = f"{_RED if row['priority'] <= syslog.LOG_ERR else _YELLOW}{message}{_PLAIN}"
+    return f"{printable(row['time'])} {message}\n"
 
 
 def event_line(event: str, fields: Mapping[str, object]) -> str:

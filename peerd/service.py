@@ -11,6 +11,7 @@ from peerd.commands import BY_NAME, COMMANDS, snake_case
 from peerd.config import Config
 from peerd.execution import Execution
 from peerd.executor import Executor
+from peerd.logs import Logs
 from peerd.membership import Membership
 from peerd.node import Node
 from peerd.registry import Registry
@@ -25,7 +26,7 @@ class Service:
     """
 
     def __init__(self, node: Node, executor: Executor, registry: Registry, config: Callable[[], Config]) -> None:
-        self._parts = (self, Execution(node, executor), Membership(node, executor, registry, config))
+        self._parts = (self, Execution(node, executor), Membership(node, executor, registry, config), Logs(node))
 
     async def call(self, name: str, params: Mapping[str, Any], session: Session) -> Answer:
         """Do a command.

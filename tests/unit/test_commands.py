@@ -10,6 +10,7 @@ import pytest
 from peerd.commands import BY_NAME, COMMANDS, Command, snake_case
 from peerd.errors import KINDS, Code
 from peerd.execution import Execution
+from peerd.logs import Logs
 from peerd.membership import Membership
 from peerd.service import Service
 
@@ -20,7 +21,7 @@ SEED = (
 SERVED = [command for command in COMMANDS if command.name != "help"]
 METHODS = {
     name: method
-    for part in (Service, Execution, Membership)
+    for part in (Service, Execution, Membership, Logs)
     for name, method in vars(part).items()
     if name.startswith("do_")
 }

@@ -11,7 +11,7 @@ import pytest
 import peerd
 
 SOURCES = {path.stem: path for path in Path(peerd.__file__).parent.glob("*.py") if path.stem != "__init__"}
-PURE = "busapi cli commands config errors messages parameters peers protocol render validate".split()
+PURE = "busapi cli commands config errors messages parameters peers protocol records render validate".split()
 IO = {"asyncio", "dbus_next", "peewee", "playhouse", "sdnotify", "selectors", "socket", "subprocess", "systemd"}
 EDGES = {
     "dbus_next": {"scopes", "bus", "busvalues"},

@@ -15,7 +15,22 @@ from pathlib import Path
 
 import pytest
 
-from peerd import bus, busapi, cli, client, daemon, errors, executor, fronts, links, messages, protocol, validate
+from peerd import (
+    bus,
+    busapi,
+    cli,
+    client,
+    daemon,
+    errors,
+    executor,
+    fronts,
+    links,
+    logs,
+    messages,
+    protocol,
+    records,
+    validate,
+)
 from peerd.busapi import INTERFACES, Arguments
 from peerd.commands import BY_NAME, COMMANDS, Access, Command
 from peerd.config import SETTINGS
@@ -161,7 +176,7 @@ def test_every_value_of_an_option_is_explained() -> None:
 
 
 def test_no_command_or_option_is_named_that_does_not_exist() -> None:
-    flags = {option.flag for command in COMMANDS for option in command.options}
+    flags = {flag for command in COMMANDS for option in command.options for flag in (option.flag, option.short)}
     flags |= {"--json", "--stream", "--version", "--help", "-h", r"-\&-"}
     assert {f"-{word}" for page in ALL for word in page.arguments("Fl")} <= flags
     assert {*D.arguments("Ic"), *PEERD.arguments("Ic")} <= set(BY_NAME)
@@ -374,6 +389,10 @@ def test_outcomes_stand_in_the_order_of_the_table() -> None:
         (WIRE, f"at most {validate.MAX_PATH} bytes"),
         (WIRE, f"at most {validate.MAX_COMMAND} bytes"),
         (D, f"at most {validate.MAX_COMMAND} bytes"),
+        (WIRE, f"0 to {validate.MAX_LINES}"),
+        (D, f"at most {validate.MAX_LINES}."),
+        (D, f"default is {records.DEFAULT_LINES},"),
+        (WIRE, f"At most {logs._MAX_READERS} of them"),
         (WIRE, f"the last {executor._REMEMBERED} ids"),
         (WIRE, f"for {fronts._HELLO_LIMIT:g} seconds"),
         (WIRE, f"for {fronts._IDLE_LIMIT:g} seconds"),
