@@ -21,7 +21,7 @@ from peerd.errors import PeerdError
 from peerd.journal import Event, log, report
 from peerd.node import Node
 from peerd.service import Service
-from peerd.session import Caller, Session
+from peerd.session import Caller, ConfirmingSink, Delivery, Session
 from peerd.stdin import Stdin
 
 _DBUS = "org.freedesktop.DBus"
@@ -185,7 +185,7 @@ class Bus:
         if not interfaces:
             raise _Refused("UnknownObject", f"No such object: {message.path}")
         name, method = self._find(message, interfaces)
-        if message.signature != method.signature:
+        if message.signature not in (method.signature, method.signature.removesuffix(busapi.OPTIONS)):
             raise _Refused("InvalidArgs", f"{message.member} takes ({method.signature}), not ({message.signature})")
         if name == MANAGER:
             return method.returns, await self._do(message, busapi.CALLABLE[message.member])
@@ -241,7 +241,7 @@ class Bus:
             [uid] = await self._call(_DBUS, _DBUS_PATH, _DBUS, "GetConnectionUnixUser", "s", [sender])
             await self._authorize(message, uid, command, params)
             caller = Caller(self._node.peer_id, users.name(uid))
-            session = Session(caller, sink, cancel, sink.say, Stdin(lambda size: None))
+            session = _session(caller, sink, cancel)
             return busvalues.reply(command, await self._service.call(command.name, params, session), sink)
         finally:
             self._callers[sender].remove(cancel)
@@ -286,8 +286,7 @@ class Bus:
         return [busapi.peer_path(peer_id) for peer_id in self._node.book.ids()]
 
     async def _objects(self) -> Objects:
-        caller = Caller(self._node.peer_id, "")
-        session = Session(caller, Collected(), asyncio.Event(), lambda line: None, Stdin(lambda size: None))
+        session = _session(Caller(self._node.peer_id), Collected(), asyncio.Event())
         status = (await self._service.call("getPeerStatus", {}, session)).data
         objects = {ROOT: {MANAGER: busvalues.values(MANAGER, status)}}
         for peer in self._node.book.all():
@@ -333,6 +332,13 @@ class Bus:
 
 def _machine_id() -> str:
     return Path("/etc/machine-id").read_text("ascii").strip()
+
+
+def _session(caller: Caller, sink: Collected, cancel: asyncio.Event) -> Session:
+    """The session of a caller that has all that its sink took, sends nothing, and once lost wants nothing more."""
+    delivery = Delivery()
+    confirming = ConfirmingSink(sink, delivery)
+    return Session(caller, confirming, cancel, asyncio.Event(), sink.say, Stdin(lambda start, until: None), delivery)
 
 
 async def leave(bus: MessageBus) -> None:

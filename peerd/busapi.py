@@ -22,11 +22,13 @@ PROPERTIES = "org.freedesktop.DBus.Properties"
 OBJECT_MANAGER = "org.freedesktop.DBus.ObjectManager"
 STANDARD_PEER = "org.freedesktop.DBus.Peer"
 ACCESS_DENIED = "org.freedesktop.DBus.Error.AccessDenied"
+OPTIONS = "a{sv}"
+"""The type of a method's last argument, which a caller may leave out: so a command can get its first option later."""
 MAX_COLLECTED = 8 * 1024 * 1024
 """Bytes of output of one command in a reply: a system bus takes messages of 32 MiB (dbus-daemon(1))."""
 
 _SHELL_CMD = "shell_cmd"
-_STREAMED = ("stdin", "follow")
+_STREAMED = ("stdin", "follow", "detach")
 """Options that a caller with one reply cannot use."""
 
 Arguments = tuple[tuple[str, str], ...]
@@ -87,7 +89,7 @@ def _method(command: Command) -> Method:
     leading = _leading(command)
     takes = [(name if name != _SHELL_CMD else "shellCmd", "s") for name in leading]
     if command.rest or len(leading) < len(command.options):
-        takes.append(("options", "a{sv}"))
+        takes.append(("options", OPTIONS))
     gives: Arguments = (("text", "s"),)
     if command.record or command.output:
         gives = (("outcome", "s"), ("exit_status", "i"), ("stdout", "ay"), ("stderr", "ay"))
@@ -129,6 +131,7 @@ INTERFACES: Mapping[str, Interface] = {
             "DaemonVersion": Property("s", "daemon_version"),
             "PublicKey": Property("s", "public_key"),
             "IsOnline": Property("b", "is_online"),
+            "State": Property("s", "state"),
             "FirstSeen": Property("t", "first_seen"),
             "LastSeen": Property("t", "last_seen", announced=False),
         },

@@ -19,12 +19,16 @@ _NO_LINGER = struct.pack("ii", 1, 0)
 
 
 class Connection:
-    """One end of a connection."""
+    """One end of a connection.
+
+    :ivar boot: the boot id of the machine at the other end, as its hello gave it; "" where it gave none
+    """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
         self._decoder = Decoder()
+        self.boot = ""
 
     @property
     def socket(self) -> socket.socket:
@@ -134,8 +138,8 @@ async def connect(address: str, port: int, timeout: float, version: str) -> Conn
             dialled = await network.dial(address, port)
             network.tune(dialled)
             connection = Connection(*await asyncio.open_connection(sock=dialled))
-            connection.post("hello", messages.hello(version))
-            messages.check_hello((await connection.expect("hello")).fields)
+            connection.post("hello", messages.hello(version, network.boot_id()))
+            connection.boot = messages.check_hello((await connection.expect("hello")).fields)
     except BaseException:
         if connection:
             connection.abort()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from peerd import records, remote
@@ -22,6 +22,8 @@ _MAX_LINE = 512 * 1024
 _MAX_READERS = 32
 
 Batches = AsyncGenerator[list[Record], None]
+Stops = Sequence[asyncio.Event]
+"""Each of these events ends the reading."""
 
 
 class Reader:
@@ -31,15 +33,15 @@ class Reader:
         self._program = program
         self._running = 0
 
-    async def read(self, query: Query, cancel: asyncio.Event) -> Batches:
-        """The records, some at a time, until there are no more or ``cancel`` is set.
+    async def read(self, query: Query, stops: Stops) -> Batches:
+        """The records, some at a time, until there are no more or one of the events is set.
 
-        :raises PeerdError: BUSY, USAGE where journalctl does not understand ``since``, INTERNAL
+        :raises PeerdError: BUSY, INTERNAL
         """
         if self._running >= _MAX_READERS:
             raise PeerdError(Code.BUSY, reason=f"{_MAX_READERS} readers of the journal already")
         arguments = ["--output=json", "--all", "--quiet", "--no-pager", f"--lines={query.count}"]
-        arguments += [f"--since={query.since}"] * bool(query.since) + ["--follow"] * query.follow
+        arguments += [f"--since=@{query.since:.0f}"] * bool(query.since) + ["--follow"] * query.follow
         # Other users can write records that look like peerd's.
         matches = ["SYSLOG_IDENTIFIER=peerd", f"_UID={os.getuid()}"]
         self._running += 1
@@ -57,16 +59,14 @@ class Reader:
             assert process.stdout
             assert process.stderr
             rest = b""
-            while chunk := await _unless(cancel, process.stdout.read(_CHUNK)):
+            while chunk := await _unless(stops, process.stdout.read(_CHUNK)):
                 *whole, rest = (rest + chunk).split(b"\n")
                 if len(rest) > _MAX_LINE:
                     raise PeerdError(Code.INTERNAL, reason="a record of the journal is too long")
                 if batch := [record for line in whole if (record := records.from_journal(line))]:
                     yield batch
-            if not cancel.is_set() and await process.wait():
+            if not _any(stops) and await process.wait():
                 said = (await process.stderr.read(_CHUNK)).decode("utf-8", "replace").strip()
-                if query.since:
-                    raise PeerdError(Code.USAGE, reason=f"--since {query.since}: {said}")
                 raise PeerdError(Code.INTERNAL, reason=f"journalctl: {said}")
         finally:
             self._running -= 1
@@ -87,28 +87,29 @@ class Logs:
         self,
         session: Session,
         peer: str | None = None,
-        since: str = "",
+        since: float = 0.0,
         lines: int | None = None,
         follow: bool = False,
     ) -> Answer:
         """The records of this machine, or of a peer."""
         query = Query(since, lines, follow)
+        stops = (session.cancel, session.gone)
         if peer is None or peer == self._node.peer_id:
-            batches = self._reader.read(query, session.cancel)
+            batches = self._reader.read(query, stops)
         else:
-            batches = self._of_peer(await self._node.resolve(peer), query, session.cancel)
+            batches = self._of_peer(await self._node.resolve(peer), query, stops)
         if follow:
             return Answer(more=batches)
         async with contextlib.aclosing(batches):
             return Answer([record async for batch in batches for record in batch])
 
-    async def _of_peer(self, target: Peer, query: Query, cancel: asyncio.Event) -> Batches:
+    async def _of_peer(self, target: Peer, query: Query, stops: Stops) -> Batches:
         try:
             async with self._node.pool.borrow(target.ip_address) as link:
                 await link.send("getLog", query.to_wire())
-                while not cancel.is_set():
-                    frame = await _unless(cancel, link.receive())
-                    if cancel.is_set():
+                while not _any(stops):
+                    frame = await _unless(stops, link.receive())
+                    if _any(stops):
                         break
                     if frame is None:
                         raise ConnectionError("closed before its end")
@@ -125,15 +126,19 @@ class Logs:
             raise remote.connect_failed(target, error) from None
 
 
-async def _unless(cancel: asyncio.Event, work: Any) -> Any:
-    """What a coroutine returns, or None when ``cancel`` was set first."""
-    working, cancelled = asyncio.ensure_future(work), asyncio.ensure_future(cancel.wait())
+def _any(stops: Stops) -> bool:
+    return any(stop.is_set() for stop in stops)
+
+
+async def _unless(stops: Stops, work: Any) -> Any:
+    """What a coroutine returns, or None when one of the events was set first."""
+    working, *waits = [asyncio.ensure_future(awaited) for awaited in (work, *(stop.wait() for stop in stops))]
     try:
-        await asyncio.wait({working, cancelled}, return_when=asyncio.FIRST_COMPLETED)
-        return None if cancel.is_set() else working.result()
+        await asyncio.wait((working, *waits), return_when=asyncio.FIRST_COMPLETED)
+        return None if _any(stops) else working.result()
     finally:
-        for task in (working, cancelled):
+        for task in (working, *waits):
             task.cancel()
-        await asyncio.wait({working, cancelled})
+        await asyncio.wait((working, *waits))
         if working.done() and not working.cancelled():
             working.exception()

@@ -27,12 +27,12 @@ Record = dict[str, object]
 class Query:
     """Which records are wanted.
 
-    :ivar since: from when on; "" for any time
+    :ivar since: from when on, in seconds since the epoch; 0 for any time
     :ivar lines: the last so many; None for the default, which is all, within the bound, where ``since`` is given
     :ivar follow: whether those that are still to come are wanted too
     """
 
-    since: str = ""
+    since: float = 0.0
     lines: int | None = None
     follow: bool = False
 
@@ -49,10 +49,16 @@ class Query:
     def from_wire(cls, fields: Mapping[str, object]) -> Query:
         """The query in the fields of a getLog."""
         return cls(
-            take(fields, "since", validate.since, ""),
+            take(fields, "since", _moment, 0.0),
             take_optional(fields, "lines", validate.lines),
             take(fields, "follow", validate.boolean, False),
         )
+
+
+def _moment(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 2**40:
+        raise ValueError("must be seconds since the epoch")
+    return float(value)
 
 
 def from_journal(line: bytes) -> Record | None:

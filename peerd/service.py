@@ -11,11 +11,14 @@ from peerd.commands import BY_NAME, COMMANDS, snake_case
 from peerd.config import Config
 from peerd.execution import Execution
 from peerd.executor import Executor
+from peerd.history import History
+from peerd.jobs import Jobs
 from peerd.logs import Logs
 from peerd.membership import Membership
 from peerd.node import Node
 from peerd.registry import Registry
 from peerd.session import Session
+from peerd.trust import Trust
 
 
 class Service:
@@ -25,8 +28,18 @@ class Service:
     the session and the parsed parameters.
     """
 
-    def __init__(self, node: Node, executor: Executor, registry: Registry, config: Callable[[], Config]) -> None:
-        self._parts = (self, Execution(node, executor), Membership(node, executor, registry, config), Logs(node))
+    def __init__(
+        self, node: Node, executor: Executor, registry: Registry, past: History, config: Callable[[], Config]
+    ) -> None:
+        execution = Execution(node, executor, past, config)
+        self._parts = (
+            self,
+            execution,
+            Jobs(node, executor, past, execution, config),
+            Membership(node, executor, registry, config),
+            Trust(node, config),
+            Logs(node),
+        )
 
     async def call(self, name: str, params: Mapping[str, Any], session: Session) -> Answer:
         """Do a command.

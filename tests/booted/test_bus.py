@@ -122,6 +122,7 @@ def test_every_command_is_a_method(desktop: Machine, vps: Machine) -> None:
     assert {peer["peer_id"]["data"] for peer in call(desktop, "ListPeers")[0]} == set(PEERS)
     assert call(desktop, "GetPeerInfo s laptop")[0]["ip_address"] == {"type": "s", "data": "10.0.0.4"}
     assert call(desktop, "GetPeerStatus")[0]["connected_to_leader"]["data"] is True
+    assert call(desktop, "Ping") == ["pong"]
     assert call(desktop, "Ping a{sv} 1 peer s vps")[0].startswith("pong from vps")
     assert call(vps, "DbSanityCheck")[0]["role"]["data"] == "leader"
     assert call(desktop, "SetPeerConfig a{sv} 1 id s desktop")[0].startswith("Peer config saved. ")

@@ -50,7 +50,7 @@ def test_log_shows_the_records_of_this_machine_and_of_a_peer(desktop: Machine, l
         (vps, "--peer laptop", "for desktop ended: exited, exit status 7"),
         (laptop, "--peer laptop", "for desktop ended: exited, exit status 7"),
     ):
-        shown = machine.out(f"script -qec 'd log {peer} --since -1min' /dev/null")
+        shown = machine.out(f"script -qec 'd log {peer} --since 1m' /dev/null")
         assert f"{exec_id} {ended}" in shown
         records = json.loads(machine.out(f"d log {peer} -n 50"))
         assert len(records) <= 50

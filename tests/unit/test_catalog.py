@@ -27,8 +27,8 @@ def recorded() -> dict[str, set[str]]:
                 continue
             names = {word.arg for word in node.keywords if word.arg}
             names |= DESCRIBED if any(word.arg is None for word in node.keywords) else set()
-            name = ast.unparse(node.args[0])
-            for event in [name.removeprefix("Event.")] if name != "event" else ["LEADER_CONNECTED", "LEADER_LOST"]:
+            # Which event it is may be decided there; a name for it stands for those of the leader's connection.
+            for event in re.findall(r"Event\.(\w+)", ast.unparse(node.args[0])) or ["LEADER_CONNECTED", "LEADER_LOST"]:
                 found[event] = found.get(event, names) & names
     return found
 

@@ -238,7 +238,11 @@ def test_a_registration_cannot_claim_an_address() -> None:
 
 
 def test_a_hello_of_our_version_is_taken() -> None:
-    assert check_hello(over_the_wire(hello("0.1.0"))) == "0.1.0"
+    assert check_hello(over_the_wire(hello("0.1.0"))) == ""
+
+
+def test_a_hello_says_which_boot_it_comes_from() -> None:
+    assert check_hello(over_the_wire(hello("0.1.0", "3b7a"))) == "3b7a"
     assert check_hello({"protocol": PROTOCOL_VERSION}) == ""
 
 
@@ -256,10 +260,11 @@ def test_a_hello_without_a_version_is_malformed(fields: dict[str, Any]) -> None:
     assert "protocol" in refusal(caught)
 
 
-def test_a_hello_with_a_version_too_long_to_be_one_is_malformed() -> None:
+@pytest.mark.parametrize("boot", ["1" * (MAX_TEXT + 1), 1, ["x"], "a\0b"], ids=brief)
+def test_a_hello_with_a_boot_id_that_cannot_be_one_is_malformed(boot: object) -> None:
     with pytest.raises(PeerdError) as caught:
-        check_hello({"protocol": PROTOCOL_VERSION, "version": "1" * (MAX_TEXT + 1)})
-    assert "version" in refusal(caught)
+        check_hello({"protocol": PROTOCOL_VERSION, "boot": boot})
+    assert "boot" in refusal(caught)
 
 
 def test_no_message_in_bounds_is_larger_than_a_header() -> None:

@@ -57,13 +57,13 @@ def test_a_field_that_the_journal_will_not_show_is_empty() -> None:
     assert record["command"] == ""
 
 
-@pytest.mark.parametrize("query", [Query(), Query("-1h", 5, True), Query(lines=0)], ids=["none", "all", "zero"])
+@pytest.mark.parametrize("query", [Query(), Query(1.5e9, 5, True), Query(lines=0)], ids=["none", "all", "zero"])
 def test_a_query_goes_over_the_wire(query: Query) -> None:
     assert Query.from_wire(query.to_wire()) == query
 
 
 def test_how_many_are_meant() -> None:
-    assert (Query().count, Query("-1h").count, Query("-1h", 7).count) == (
+    assert (Query().count, Query(1.0).count, Query(1.0, 7).count) == (
         records.DEFAULT_LINES,
         validate.MAX_LINES,
         7,
@@ -72,7 +72,7 @@ def test_how_many_are_meant() -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"since": "\n"}, {"since": "a" * 65}, {"since": "--file=x;"}, {"lines": -1}, {"lines": 10_001}, {"follow": 1}],
+    [{"since": "-1h"}, {"since": -1}, {"since": True}, {"lines": -1}, {"lines": 10_001}, {"follow": 1}],
     ids=lambda fields: str(fields)[:20],
 )
 def test_a_query_out_of_bounds_is_malformed(fields: dict[str, object]) -> None:
@@ -96,7 +96,7 @@ def journalctl(tmp_path: Path) -> Path:
     program.write_text(
         f"#!{sys.executable} -IS\nimport sys, signal\nprint({line().decode()!r}, flush=True)\n"
         "if '--follow' in sys.argv: signal.pause()\n"
-        "if '--since=bad' in sys.argv: sys.exit('Failed to parse timestamp: bad')\n"
+        "if '--since=@7' in sys.argv: sys.exit('Failed to open files')\n"
         "if '--lines=2' in sys.argv: sys.stdout.write('x' * 1000000)\n"
     )
     program.chmod(0o755)
@@ -104,7 +104,7 @@ def journalctl(tmp_path: Path) -> Path:
 
 
 async def collect(reader: Reader, query: Query) -> list[records.Record]:
-    async with contextlib.aclosing(reader.read(query, asyncio.Event())) as batches:
+    async with contextlib.aclosing(reader.read(query, ())) as batches:
         return [record async for batch in batches for record in batch]
 
 
@@ -113,18 +113,22 @@ def test_the_reader_reads_to_the_end(journalctl: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("query", "code"), [(Query("bad"), Code.USAGE), (Query(lines=2), Code.INTERNAL)], ids=["since", "endless line"]
+    ("query", "reason"),
+    [(Query(7.2), "journalctl: Failed to open files"), (Query(lines=2), "too long")],
+    ids=["failure", "endless line"],
 )
-def test_the_reader_says_what_went_wrong(journalctl: Path, query: Query, code: Code) -> None:
-    with pytest.raises(PeerdError) as caught:
+def test_the_reader_says_what_went_wrong(journalctl: Path, query: Query, reason: str) -> None:
+    with pytest.raises(PeerdError, match=reason) as caught:
         asyncio.run(collect(Reader(str(journalctl)), query))
-    assert caught.value.code is code
+    assert caught.value.code is Code.INTERNAL
 
 
 def test_the_reader_follows_until_it_is_cancelled(journalctl: Path) -> None:
     async def main() -> None:
         cancel = asyncio.Event()
-        async with contextlib.aclosing(Reader(str(journalctl)).read(Query(follow=True), cancel)) as batches:
+        async with contextlib.aclosing(
+            Reader(str(journalctl)).read(Query(follow=True), (asyncio.Event(), cancel))
+        ) as batches:
             assert await anext(batches) == [RECORD]
             asyncio.get_running_loop().call_soon(cancel.set)
             assert [batch async for batch in batches] == []
@@ -137,7 +141,7 @@ def test_readers_are_few_and_end_with_their_callers(journalctl: Path) -> None:
         reader = Reader(str(journalctl))
         async with contextlib.AsyncExitStack() as stack:
             for _ in range(logs._MAX_READERS):
-                batches = reader.read(Query(follow=True), asyncio.Event())
+                batches = reader.read(Query(follow=True), ())
                 await stack.enter_async_context(contextlib.aclosing(batches))
                 assert await anext(batches)
             with pytest.raises(PeerdError) as caught:

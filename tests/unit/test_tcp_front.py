@@ -10,17 +10,20 @@ from typing import Any
 
 import pytest
 
-from peerd import network
+from peerd import network, tcpfront
+from peerd.config import Mode
 from peerd.errors import Code, Outcome, PeerdError
-from peerd.fronts import TcpFront
+from peerd.job import Job
 from peerd.journal import Event
 from peerd.links import receive_book
 from peerd.messages import ExecRequest, ExecResult
 from peerd.node import Node
 from peerd.peers import Peer
+from peerd.policy import Policy, Rule
 from peerd.protocol import PROTOCOL_VERSION
 from peerd.registry import Identity, Registry
 from peerd.session import Caller, Sink
+from peerd.tcpfront import TcpFront
 from unit.support import EXEC_ID, FakeExecutor, Journal, Script, Wire, dialled, registration, settings, tcp_server
 
 LEADER = Identity("leader", "vps", "")
@@ -138,17 +141,23 @@ def test_who_does_not_come_through_the_vpn_is_dropped_without_a_word(
         ("getPeerInfo", {"peer": "laptop"}),
         ("listPeers", {}),
         ("deletePeer", {"peer": "laptop"}),
+        ("approvePeer", {"peer": "laptop"}),
+        ("rejectPeer", {"peer": "laptop"}),
         ("heartbeat", {}),
+        ("ping", {}),
+        ("noSuchMessage", {}),
     ],
-    ids=["execRequest", "getPeerInfo", "listPeers", "deletePeer", "heartbeat"],
+    ids="execRequest getPeerInfo listPeers deletePeer approvePeer rejectPeer heartbeat ping noSuchMessage".split(),
 )
-def test_who_is_no_peer_is_denied_everything(type_: str, fields: dict[str, object]) -> None:
+def test_who_is_no_peer_gets_no_word_for_anything_but_a_registration(
+    records: Journal, type_: str, fields: dict[str, object]
+) -> None:
     async def main() -> None:
         async with served() as remote, greeted(remote, "127.0.0.66") as wire:
-            denied = await wire.ask(type_, fields)
-            assert (denied.type, denied.fields["code"]) == ("error", "unknown-peer")
-            assert denied.fields["details"] == {"address": "127.0.0.66", "peer": "vps"}
-            assert (await wire.ask("ping")).type == "pong"
+            await wire.link.send(type_, fields)
+            await wire.end()
+            (record,) = records.of(Event.CONNECTION_REFUSED)
+            assert record.message == "Connection from 127.0.0.66 refused: not a registered peer"
             assert remote.executor.requests == []
             assert {peer.peer_id for peer in remote.registry.peers()} == {"laptop", "vps"}
 
@@ -159,7 +168,78 @@ def test_a_message_cannot_claim_who_sent_it() -> None:
     async def main() -> None:
         async with served() as remote, greeted(remote, "127.0.0.66") as wire:
             claim = {**EXEC, "peer": "laptop", "peer_id": "laptop", "address": "127.0.0.4", "ip_address": "127.0.0.4"}
-            assert (await wire.ask("execRequest", claim)).fields["code"] == "unknown-peer"
+            await wire.link.send("execRequest", claim)
+            await wire.end()
+            assert remote.executor.requests == []
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("identity", "changes"),
+    [
+        (Identity("", "desktop", ""), {}),
+        (Identity("worker", "desktop", "127.0.0.9"), {}),
+        (LEADER, {"registration": Mode.CLOSED}),
+    ],
+    ids=["no role", "worker", "closed"],
+)
+def test_where_nobody_may_register_a_stranger_is_not_even_greeted(
+    records: Journal, identity: Identity, changes: dict[str, Any]
+) -> None:
+    async def main() -> None:
+        async with served(identity=identity, **changes) as remote:
+            async with dialled(remote.port, "127.0.0.66") as wire:
+                await wire.end()
+            (record,) = records.of(Event.CONNECTION_REFUSED)
+            assert record.message == "Connection from 127.0.0.66 refused: not a registered peer"
+
+    asyncio.run(main())
+
+
+def test_a_peers_address_with_another_key_behind_it_is_nobodys(
+    records: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def stolen(interface: str, address: str) -> str:
+        return "another key"
+
+    async def main() -> None:
+        async with served() as remote:
+            async with greeted(remote, "127.0.0.2") as wire:
+                assert (await wire.ask("registerPeer", registration("desktop").to_wire())).type == "registered"
+            monkeypatch.setattr(network, "public_key", stolen)
+            async with greeted(remote, "127.0.0.2") as wire:
+                await wire.link.send("execRequest", EXEC)
+                await wire.end()
+            assert remote.executor.requests == []
+            (record,) = records.of(Event.CONNECTION_REFUSED)
+            assert record.message.endswith("its WireGuard key is not the one that it registered with")
+            async with greeted(remote, "127.0.0.2") as wire:
+                refused = await wire.ask("registerPeer", registration("desktop").to_wire())
+                assert refused.fields["code"] == "key-changed"
+
+    asyncio.run(main())
+
+
+def test_a_machine_that_waits_can_do_nothing_until_it_is_approved(records: Journal) -> None:
+    async def main() -> None:
+        async with served(registration=Mode.APPROVAL) as remote:
+            for _ in range(2):
+                async with greeted(remote, "127.0.0.2") as wire:
+                    waits = await wire.ask("registerPeer", registration("desktop").to_wire())
+                    assert (waits.type, waits.fields["code"]) == ("error", "pending")
+                    await wire.link.send("execRequest", EXEC)
+                    await wire.end()
+            assert remote.executor.requests == []
+            assert len(records.of(Event.PEER_PENDING)) == 1
+            async with greeted(remote) as wire:
+                await wire.link.send("listPeers")
+                book = await receive_book(wire.link)
+                assert [(claim.peer_id, claim.state) for claim in book.claims] == [("desktop", "pending")]
+                assert (await wire.ask("approvePeer", {"peer": "desktop"})).type == "reply"
+                assert [record.text("caller") for record in records.of(Event.PEER_APPROVED)] == ["laptop"]
+            async with greeted(remote, "127.0.0.2") as wire:
+                assert (await wire.ask("registerPeer", registration("desktop").to_wire())).type == "registered"
 
     asyncio.run(main())
 
@@ -181,6 +261,25 @@ def test_a_command_of_a_peer_runs_and_streams() -> None:
             assert ExecResult.from_wire(result.fields) == ExecResult(Outcome.EXITED, 3, duration_usec=5)
             assert remote.executor.requests == [(ExecRequest(EXEC_ID, "/tmp", "make", timeout=5.0), "laptop")]
             assert (await wire.ask("ping")).type == "pong"
+            assert remote.executor.heard == []
+            await wire.link.send("done")
+            assert (await wire.ask("ping")).type == "pong"
+            assert remote.executor.heard == [EXEC_ID]
+
+    asyncio.run(main())
+
+
+def test_a_caller_that_goes_without_having_confirmed_the_result_has_not_heard_it(records: Journal) -> None:
+    async def main() -> None:
+        async with served() as remote:
+            async with greeted(remote) as wire:
+                assert (await wire.ask("execRequest", EXEC)).type == "result"
+            async with greeted(remote) as wire:
+                assert (await wire.ask("attachJob", {"execId": EXEC_ID})).type == "result"
+                assert remote.executor.heard == []
+                await wire.link.send("done")
+                assert (await wire.ask("ping")).type == "pong"
+                assert remote.executor.heard == [EXEC_ID]
 
     asyncio.run(main())
 
@@ -214,6 +313,38 @@ def test_a_request_that_is_nested_deeply_is_an_error_of_its_sender(name: str, de
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(
+    ("owner", "rules", "allowed"),
+    [
+        ("desktop", Policy(), True),
+        ("laptop", Policy(rules=(Rule("some", ("laptop",), users=("ann",)),)), True),
+        ("desktop", Policy(rules=(Rule("some", ("laptop",), users=("ann",)),)), False),
+        ("root@here", Policy(rules=(Rule("some", ("laptop",), users=("ann",)),)), False),
+        ("desktop", Policy(rules=(Rule("all", ("laptop",)),)), True),
+        ("laptop", Policy(accept=False), False),
+    ],
+)
+def test_a_peer_deals_with_the_commands_that_the_policy_gives_it(
+    owner: str, rules: Policy, allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Job("0" * 16, "vps", owner, "/", "true", "root", True, 1, ExecResult(Outcome.EXITED, 3))
+    monkeypatch.setattr(FakeExecutor, "job", lambda self, exec_id: job)
+    monkeypatch.setattr(FakeExecutor, "jobs", lambda self, limit: [job])
+
+    async def main() -> None:
+        async with served(policy=rules) as remote, greeted(remote) as wire:
+            for message in ("getJob", "cancelJob", "waitJob"):
+                monkeypatch.setattr(FakeExecutor, message.removesuffix("Job"), done, raising=False)
+                answer = await wire.ask(message, {"execId": job.exec_id})
+                assert (answer.type, answer.fields.get("code")) == (("reply", None) if allowed else ("error", "denied"))
+            assert (await wire.ask("listJobs")).fields == {"count": 1 if allowed else 0}
+
+    async def done(self: FakeExecutor, exec_id: str) -> Job:
+        return job
+
+    asyncio.run(main())
+
+
 def test_cancel_stops_the_command() -> None:
     async def main() -> None:
         async with served(until_cancelled) as remote, greeted(remote) as wire:
@@ -229,7 +360,8 @@ def test_a_cancel_that_comes_too_late_is_nothing() -> None:
     async def main() -> None:
         async with served() as remote, greeted(remote) as wire:
             assert (await wire.ask("execRequest", EXEC)).type == "result"
-            await wire.link.send("cancel")
+            for late in ("done", "cancel", "ack", "stdin"):
+                await wire.link.send(late)
             assert (await wire.ask("ping")).type == "pong"
 
     asyncio.run(main())
@@ -275,7 +407,7 @@ def test_an_unknown_message_is_an_error_and_the_connection_goes_on() -> None:
         ({"protocol": PROTOCOL_VERSION + 1, "version": "9"}, "version"),
         ({}, "bad-message"),
         ({"protocol": "1"}, "bad-message"),
-        ({"protocol": PROTOCOL_VERSION, "version": 1}, "bad-message"),
+        ({"protocol": PROTOCOL_VERSION, "boot": 1}, "bad-message"),
     ],
     ids=str,
 )
@@ -350,7 +482,19 @@ def test_a_peer_deletes_another_but_not_the_leader(records: Journal) -> None:
             assert remote.node.book.by_id("laptop") is None
             assert [record.text("caller") for record in records.of(Event.PEER_DELETED)] == ["laptop"]
             # From now on it is nobody.
-            assert (await wire.ask("listPeers")).fields["code"] == "unknown-peer"
+            await wire.link.send("listPeers")
+            await wire.end()
+
+    asyncio.run(main())
+
+
+def test_only_the_registrys_admins_change_it() -> None:
+    async def main() -> None:
+        async with served(policy=Policy(registry_admins=())) as remote, greeted(remote) as wire:
+            for type_ in ("deletePeer", "approvePeer", "rejectPeer"):
+                denied = await wire.ask(type_, {"peer": "laptop"})
+                assert (denied.type, denied.fields["code"]) == ("error", "denied")
+            assert remote.node.book.by_id("laptop") is not None
 
     asyncio.run(main())
 
@@ -410,21 +554,26 @@ def test_a_registration_that_is_refused_says_why(claim: dict[str, object], sourc
 
 def test_who_is_no_leader_takes_no_registration_and_keeps_no_registry() -> None:
     async def main() -> None:
-        async with served(identity=Identity("", "desktop", "")) as remote, greeted(remote) as wire:
-            refused = await wire.ask("registerPeer", registration("laptop").to_wire())
-            assert refused.fields["code"] == "not-leader"
+        async with served(identity=Identity("worker", "desktop", "127.0.0.9")) as remote:
+            assert remote.node.link is not None
+            remote.node.link.book.put(LAPTOP)
+            async with greeted(remote) as wire:
+                refused = await wire.ask("registerPeer", registration("laptop").to_wire())
+                assert refused.fields["code"] == "not-leader"
+            assert remote.registry.claims() == []
 
     asyncio.run(main())
 
 
 def test_what_only_a_leader_answers_is_unknown_to_others() -> None:
     async def main() -> None:
-        async with served(identity=Identity("worker", "desktop", "127.0.0.9")) as remote, greeted(remote) as wire:
+        async with served(identity=Identity("worker", "desktop", "127.0.0.9")) as remote:
             assert remote.node.link is not None
             remote.node.link.book.put(LAPTOP)
-            for type_ in ("listPeers", "deletePeer", "heartbeat"):
-                assert (await wire.ask(type_, {"peer": "laptop"})).fields["code"] == "unknown-message"
-            assert (await wire.ask("execRequest", EXEC)).type == "result"
+            async with greeted(remote) as wire:
+                for type_ in ("listPeers", "deletePeer", "approvePeer", "rejectPeer", "heartbeat"):
+                    assert (await wire.ask(type_, {"peer": "laptop"})).fields["code"] == "unknown-message"
+                assert (await wire.ask("execRequest", EXEC)).type == "result"
 
     asyncio.run(main())
 
@@ -436,6 +585,30 @@ def test_a_connection_too_many_is_told_so() -> None:
                 assert (await second.next()).fields["code"] == "busy"
                 await second.end()
             assert (await first.ask("ping")).type == "pong"
+
+    asyncio.run(main())
+
+
+def test_one_address_cannot_have_all_connections() -> None:
+    async def main() -> None:
+        async with served(max_connections=4) as remote, greeted(remote) as first, greeted(remote) as second:
+            async with dialled(remote.port, "127.0.0.4") as third:
+                assert (await third.next()).fields["code"] == "busy"
+                await third.end()
+            async with greeted(remote, "127.0.0.2") as other:
+                assert (await other.ask("registerPeer", registration("desktop").to_wire())).type == "registered"
+            for wire in (first, second):
+                assert (await wire.ask("ping")).type == "pong"
+
+    asyncio.run(main())
+
+
+def test_a_stranger_that_says_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tcpfront, "_STRANGER_LIMIT", 0.01)
+
+    async def main() -> None:
+        async with served() as remote, greeted(remote, "127.0.0.66") as wire:
+            await wire.end()
 
     asyncio.run(main())
 

@@ -1,0 +1,188 @@
+"""The unix socket: what the messages of ``d`` and of other local programs mean."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from typing import Any
+
+from peerd import cli, messages, parameters, users, validate
+from peerd.answer import Answer
+from peerd.commands import BY_NAME, Command
+from peerd.config import Config
+from peerd.connection import Connection
+from peerd.errors import EXIT_CANCELLED, Code, PeerdError
+from peerd.fronts import Conversation, FrameSink, Front
+from peerd.messages import take, take_optional
+from peerd.node import Node
+from peerd.protocol import Frame
+from peerd.render import error_fields, render, render_more
+from peerd.service import Service
+from peerd.session import Caller, ConfirmingSink, Resume, Session, Sink
+
+_MAX_ARGUMENTS = 4096
+_UCRED = struct.Struct("3i")
+
+
+class UnixFront(Front):
+    """Serves local callers: ``d``, by its arguments, and programs, by command and parameters."""
+
+    def __init__(self, node: Node, service: Service, config: Callable[[], Config]) -> None:
+        super().__init__(node, config)
+        self._service = service
+
+    def who(self, link: Connection) -> str:
+        """The user at the other end."""
+        _, uid, _ = _UCRED.unpack(link.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        return users.name(uid)
+
+    async def _serve(self, link: Connection, who: str) -> None:
+        await self._greet(link)
+        while True:
+            frame = await link.receive()
+            if frame is None:
+                return
+            await self._answer(link, lambda frame: self._handle(link, who, frame), frame)
+
+    async def _handle(self, link: Connection, who: str, frame: Frame) -> None:
+        match frame.type:
+            case "invoke":
+                await self._invoke(link, who, frame.fields)
+            case "call":
+                await self._call(link, who, frame.fields)
+            case _:
+                raise PeerdError(Code.UNKNOWN_MESSAGE, name=frame.type)
+
+    async def _invoke(self, link: Connection, who: str, fields: Mapping[str, object]) -> None:
+        """A command line of ``d``: answered with what to print and the exit status."""
+        argv = take(fields, "argv", _arguments)
+        terminal = take(fields, "terminal", validate.boolean, False)
+        color = take(fields, "color", validate.boolean, False)
+        width = take(fields, "width", lambda value: validate.integer(value, 20, 1000), 80)
+        parsed = cli.parse(argv, width, sorted({self._node.peer_id, *self._node.book.ids()}))
+        if isinstance(parsed, cli.Reply):
+            await _print(link, "stdout", parsed.stdout)
+            await _print(link, "stderr", parsed.stderr)
+            await link.send("exit", {"status": parsed.status})
+            return
+
+        command = BY_NAME[parsed.command]
+        collects = parsed.json and command.record and not parsed.params.get("detach")
+        if collects:
+            # The client holds the output until the record is complete: it may be more than a daemon should.
+            await link.send("collect", {"events": parsed.stream})
+        resume = take_optional(fields, "resume", _resume)
+        async with Conversation(link) as talk:
+            answer = await self._run(link, who, parsed.command, parsed.params, talk, resume)
+            if answer.more is not None:
+                answer = await _tell_more(link, command, answer.more, parsed.json or not terminal, color)
+                if talk.cancel.is_set():
+                    answer = Answer(status=EXIT_CANCELLED)
+        if collects:
+            await link.send("exit", {"status": answer.status, "record": answer.record or _failure(answer)})
+            return
+        data = answer.record or _failure(answer) if parsed.json and command.record else answer.data
+        if data is not None:
+            await _print(link, "stdout", render(command, data, parsed.json or not terminal, color))
+        elif answer.text:
+            await _print(link, "stdout", f"{answer.text}\n")
+        await _print(link, "stderr", answer.error.text if answer.error else "")
+        await link.send("exit", {"status": answer.status})
+
+    async def _call(self, link: Connection, who: str, fields: Mapping[str, object]) -> None:
+        """A command by name and parameters: answered with its data."""
+        name = take(fields, "command", parameters.command_name)
+        params = parameters.check(name, fields.get("params"))
+        async with Conversation(link) as talk:
+            answer = await self._run(link, who, name, params, talk, confirming=True)
+            if answer.more is not None:
+                answer = await _tell_more(link, BY_NAME[name], answer.more, True, False)
+        reply = {"data": answer.data, "text": answer.text, "status": answer.status, "record": answer.record}
+        if answer.error:
+            reply["error"] = answer.error.to_wire()
+        await link.send("reply", reply)
+
+    async def _run(
+        self,
+        link: Connection,
+        who: str,
+        name: str,
+        params: Mapping[str, Any],
+        talk: Conversation,
+        resume: Resume | None = None,
+        confirming: bool = False,
+    ) -> Answer:
+        def say(line: str) -> None:
+            link.post("output", {"stream": "stderr", "by": "peerd"}, f"{line}\n".encode())
+
+        def running(exec_id: str, step: int) -> None:
+            talk.exec_id = exec_id
+            at = resume.offsets if resume and resume.step == step else dict.fromkeys(messages.STREAMS, 0)
+            talk.delivery.confirm(at)
+            link.post("running", {"execId": exec_id, "step": step})
+
+        async def leave_with_caller() -> None:
+            # The end of a local connection is the end of its program, which wants no more of what it asked for.
+            await talk.gone.wait()
+            talk.cancel.set()
+
+        sink: Sink = FrameSink(link)
+        if confirming:
+            sink = ConfirmingSink(sink, talk.delivery)
+        caller = Caller(self._node.peer_id, who)
+        session = Session(caller, sink, talk.cancel, talk.gone, say, talk.stdin, talk.delivery, running, resume)
+        link.post("running", {"execId": resume.exec_id if resume else "", "step": resume.step if resume else 1})
+        leaving = asyncio.create_task(leave_with_caller())
+        try:
+            return await self._service.call(name, params, session)
+        except PeerdError as error:
+            return Answer(error=error, status=error.kind.exit_status)
+        finally:
+            leaving.cancel()
+
+
+async def _tell_more(
+    link: Connection,
+    command: Command,
+    more: AsyncGenerator[Sequence[Mapping[str, object]], None],
+    as_json: bool,
+    color: bool,
+) -> Answer:
+    """Print rows as they come; what remains to be said at their end."""
+    try:
+        async with contextlib.aclosing(more):
+            async for rows in more:
+                await _print(link, "stdout", render_more(command, rows, as_json, color))
+    except PeerdError as error:
+        return Answer(error=error, status=error.kind.exit_status)
+    return Answer()
+
+
+def _failure(answer: Answer) -> dict[str, object]:
+    assert answer.error is not None
+    return {
+        "outcome": answer.error.kind.outcome.value,
+        "exit_status": answer.status,
+        "error": error_fields(answer.error),
+    }
+
+
+async def _print(link: Connection, stream: str, text: str) -> None:
+    data = text.encode("utf-8", "backslashreplace")
+    for start in range(0, len(data), messages.MAX_OUTPUT):
+        await link.send("output", {"stream": stream, "by": "peerd"}, data[start : start + messages.MAX_OUTPUT])
+
+
+def _resume(value: object) -> Resume:
+    fields = value if isinstance(value, dict) else {}
+    step = take(fields, "step", lambda step: validate.integer(step, 1, 100))
+    return Resume(take(fields, "execId", validate.exec_id), step, messages.take_offsets(fields))
+
+
+def _arguments(value: object) -> list[str]:
+    if not isinstance(value, list) or len(value) > _MAX_ARGUMENTS:
+        raise ValueError(f"must be a list of at most {_MAX_ARGUMENTS} strings")
+    return [validate.string(item, "argument", validate.MAX_COMMAND) for item in value]
