@@ -5,20 +5,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from dbus_next import BusType, Message, MessageFlag, MessageType, Variant
 from dbus_next.aio import MessageBus
 
-from peerd import busapi, busvalues, parameters, users, validate
-from peerd.busapi import INTERFACES, MANAGER, PEER, ROOT
+from peerd import busapi, busvalues, parameters, polkit, users
+from peerd.answer import Answer
+from peerd.busapi import INTERFACES, JOB, MANAGER, PEER, ROOT, Refused
+from peerd.busjobs import Jobs
+from peerd.buslink import gone, leave
+from peerd.buspipes import Pipes
 from peerd.busvalues import Collected
 from peerd.commands import Command
 from peerd.config import Config
-from peerd.errors import PeerdError
+from peerd.errors import EXIT_FAILURE, PeerdError
+from peerd.executor import Executor
+from peerd.job import Job
 from peerd.journal import Event, log, report
+from peerd.messages import ExecRequest
 from peerd.node import Node
 from peerd.service import Service
 from peerd.session import Caller, ConfirmingSink, Delivery, Session
@@ -26,11 +35,7 @@ from peerd.stdin import Stdin
 
 _DBUS = "org.freedesktop.DBus"
 _DBUS_PATH = "/org/freedesktop/DBus"
-_POLKIT = "org.freedesktop.PolicyKit1"
-_POLKIT_PATH = "/org/freedesktop/PolicyKit1/Authority"
 _CALL_TIMEOUT = 25.0
-_PASSWORD_TIMEOUT = 300.0
-"""Seconds for somebody to enter a password."""
 _FIRST_DELAY = 0.25
 _LONGEST_DELAY = 5.0
 _GATHER = 0.05
@@ -43,21 +48,15 @@ Objects = Mapping[str, Mapping[str, Mapping[str, Variant]]]
 """Properties by path and interface."""
 
 
-class _Refused(Exception):
-    """An error that is D-Bus's own, by its name."""
-
-    def __init__(self, name: str, text: str) -> None:
-        super().__init__(text)
-        self.name = name if "." in name else f"{_DBUS}.Error.{name}"
-
-
 class Bus:
     """Holds peerd's name on the system bus, whenever there is one, and serves its callers.
 
     :param address: the bus, where it is another than the system's
     """
 
-    def __init__(self, node: Node, service: Service, config: Callable[[], Config], address: str = "") -> None:
+    def __init__(
+        self, node: Node, service: Service, executor: Executor, config: Callable[[], Config], address: str = ""
+    ) -> None:
         self._node = node
         self._service = service
         self._config = config
@@ -67,6 +66,7 @@ class Bus:
         self._tasks: set[asyncio.Task[None]] = set()
         self._callers: dict[str, list[asyncio.Event]] = {}
         self._shown: Objects = {}
+        self._jobs = Jobs(executor, self._signal)
         self._due: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
@@ -84,6 +84,7 @@ class Bus:
 
     def changed(self) -> None:
         """Something may have changed that a property shows; signals follow."""
+        self._jobs.changed()
         if self._bus and self._due is None:
             self._due = asyncio.get_running_loop().call_later(_GATHER, self._announce_soon)
 
@@ -104,7 +105,7 @@ class Bus:
 
     async def _serve(self) -> None:
         """Be on the bus until it goes away."""
-        bus = MessageBus(self._address, BusType.SYSTEM)
+        bus = MessageBus(self._address, BusType.SYSTEM, negotiate_unix_fd=True)
         try:
             await asyncio.wait_for(bus.connect(), _CALL_TIMEOUT)
             self._bus, self._shown = bus, await self._objects()
@@ -112,7 +113,7 @@ class Bus:
             [reply] = await self._call(_DBUS, _DBUS_PATH, _DBUS, "RequestName", "su", [busapi.NAME, _NO_QUEUE])
             if reply not in _OWNER:
                 raise ConnectionError(f"{busapi.NAME} belongs to somebody else")
-            await _gone(bus)
+            await gone(bus)
         finally:
             self._bus = None
             for cancel in [event for events in self._callers.values() for event in events]:
@@ -135,7 +136,7 @@ class Bus:
         message = Message(destination, path, interface, member, signature=signature, body=body)
         reply = await asyncio.wait_for(self._bus.call(message), timeout)
         if reply is None or reply.message_type is MessageType.ERROR:
-            raise _Refused(reply.error_name if reply else "NoReply", str(reply.body[0]) if reply and reply.body else "")
+            raise Refused(reply.error_name if reply else "NoReply", str(reply.body[0]) if reply and reply.body else "")
         return list(reply.body)
 
     def _send(self, message: Message) -> None:
@@ -150,6 +151,8 @@ class Bus:
     # --- calls
 
     def _on_message(self, message: Message) -> bool:
+        for fd in message.unix_fds:
+            os.close(fd)
         if message.message_type is MessageType.METHOD_CALL:
             if len(self._tasks) < self._config().max_connections:
                 self._spawn(self._answer(message))
@@ -165,11 +168,13 @@ class Bus:
 
     async def _answer(self, message: Message) -> None:
         try:
-            signature, body = await self._handle(message)
-            reply = Message.new_method_return(message, signature, body)
+            answered = await self._handle(message)
+            if answered is None:
+                return
+            reply = Message.new_method_return(message, *answered)
         except PeerdError as error:
             reply = Message.new_error(message, busapi.error_name(error.code), error.text.rstrip("\n"))
-        except _Refused as error:
+        except Refused as error:
             reply = Message.new_error(message, error.name, str(error))
         except (OSError, EOFError) as error:
             reply = Message.new_error(message, f"{_DBUS}.Error.Failed", f"{type(error).__name__}: {error}")
@@ -179,14 +184,17 @@ class Bus:
         if not message.flags & MessageFlag.NO_REPLY_EXPECTED:
             self._send(reply)
 
-    async def _handle(self, message: Message) -> tuple[str, list[Any]]:
-        """Do what a message asks for: the signature and the body of the reply."""
+    async def _handle(self, message: Message) -> tuple[str, list[Any]] | None:
+        """Do what a message asks for: the signature and the body of the reply, or None where it has been sent."""
         interfaces = busapi.interfaces_of(message.path, self._paths())
         if not interfaces:
-            raise _Refused("UnknownObject", f"No such object: {message.path}")
+            raise Refused("UnknownObject", f"No such object: {message.path}")
         name, method = self._find(message, interfaces)
         if message.signature not in (method.signature, method.signature.removesuffix(busapi.OPTIONS)):
-            raise _Refused("InvalidArgs", f"{message.member} takes ({method.signature}), not ({message.signature})")
+            raise Refused("InvalidArgs", f"{message.member} takes ({method.signature}), not ({message.signature})")
+        if name == MANAGER and message.member == busapi.START:
+            await self._start(message)
+            return None
         if name == MANAGER:
             return method.returns, await self._do(message, busapi.CALLABLE[message.member])
         return method.returns, await self._standard(message)
@@ -194,11 +202,11 @@ class Bus:
     @staticmethod
     def _find(message: Message, interfaces: Sequence[str]) -> tuple[str, busapi.Method]:
         if message.interface and message.interface not in interfaces:
-            raise _Refused("UnknownInterface", f"No such interface at {message.path}: {message.interface}")
+            raise Refused("UnknownInterface", f"No such interface at {message.path}: {message.interface}")
         for name in [message.interface] if message.interface else interfaces:
             if message.member in INTERFACES[name].methods:
                 return name, INTERFACES[name].methods[message.member]
-        raise _Refused("UnknownMethod", f"No such method at {message.path}: {message.member}")
+        raise Refused("UnknownMethod", f"No such method at {message.path}: {message.member}")
 
     async def _standard(self, message: Message) -> list[Any]:
         match message.member:
@@ -216,74 +224,98 @@ class Bus:
     async def _properties(self, message: Message) -> list[Any]:
         interface, *rest = message.body
         if interface not in busapi.interfaces_of(message.path, self._paths()):
-            raise _Refused("UnknownInterface", f"No such interface at {message.path}: {interface}")
+            raise Refused("UnknownInterface", f"No such interface at {message.path}: {interface}")
         values = (await self._objects())[message.path].get(interface, {})
         if message.member == "GetAll":
             return [values]
         if rest[0] not in values:
-            raise _Refused("UnknownProperty", f"No such property of {interface}: {rest[0]}")
+            raise Refused("UnknownProperty", f"No such property of {interface}: {rest[0]}")
         if message.member == "Set":
-            raise _Refused("PropertyReadOnly", f"{rest[0]} cannot be set; see SetPeerConfig")
+            raise Refused("PropertyReadOnly", f"{rest[0]} cannot be set; see SetPeerConfig")
         return [values[rest[0]]]
 
     async def _do(self, message: Message, command: Command) -> list[Any]:
         """Do a command for whoever may."""
-        params = parameters.check(
-            command.name, busapi.parameters(command, [busvalues.plain(item) for item in message.body])
-        )
-        sender = str(message.sender)
-        cancel, sink = asyncio.Event(), Collected()
+        params, sink = _parameters(message, command), Collected()
+        async with self._calling(message, command, params, sink) as session:
+            return busvalues.reply(command, await self._service.call(command.name, params, session), sink)
+
+    async def _start(self, message: Message) -> None:
+        """Start a command and answer with its job and its streams; return when it has ended."""
+        command = busapi.CALLABLE["ExecOnPeer"]
+        params, pipes = _parameters(message, command), Pipes()
+        ids: list[str] = []
+        try:
+            async with self._calling(message, command, params, pipes) as session:
+                telling = replace(session, running=lambda exec_id, step: ids.append(exec_id))
+                work = asyncio.ensure_future(self._service.call(command.name, params, telling))
+                begun = asyncio.ensure_future(pipes.begun.wait())
+                try:
+                    await asyncio.wait((work, begun), return_when=asyncio.FIRST_COMPLETED)
+                    if not begun.done():
+                        # It has ended before it began, so this raises why.
+                        busvalues.reply(command, await work, Collected())
+                    await self._stream(message, ids[0], params, session.caller, pipes, work)
+                finally:
+                    for task in (work, begun):
+                        task.cancel()
+                    await asyncio.wait((work, begun))
+        finally:
+            pipes.close()
+
+    async def _stream(
+        self,
+        message: Message,
+        exec_id: str,
+        params: Mapping[str, Any],
+        caller: Caller,
+        pipes: Pipes,
+        work: asyncio.Future[Answer],
+    ) -> None:
+        request = ExecRequest(exec_id, params["directory"], params.get("shell_cmd", ""), params.get("argv", ()))
+        request = replace(request, user=params.get("user", ""))
+        self._jobs.begin(Job.of(request, params["peer"], str(caller), time.time_ns() // 1000))
+        body = [busapi.job_path(exec_id), 0, 1]
+        if self._bus and self._bus.connected:
+            reply = Message.new_method_return(message, "ohh", body, unix_fds=pipes.given)
+            with contextlib.suppress(OSError, EOFError):
+                await self._bus.send(reply)
+        pipes.give()
+        outcome, status = "", EXIT_FAILURE
+        try:
+            answer = await work
+            if answer.error:
+                pipes.say(answer.error.text.rstrip("\n"))
+            outcome, status = str((answer.record or {}).get("outcome", "")), answer.status
+        finally:
+            self._jobs.end(exec_id, outcome, status)
+
+    @contextlib.asynccontextmanager
+    async def _calling(
+        self, message: Message, command: Command, params: Mapping[str, Any], sink: Collected | Pipes
+    ) -> AsyncIterator[Session]:
+        """The session of a call, for whoever may; it is cancelled when its caller leaves the bus."""
+        sender, cancel = str(message.sender), asyncio.Event()
         rule = f"type='signal',sender='{_DBUS}',member='NameOwnerChanged',arg0='{sender}'"
         self._callers.setdefault(sender, []).append(cancel)
         try:
             # Watched first: one that has gone by now has no user any more.
             await self._call(_DBUS, _DBUS_PATH, _DBUS, "AddMatch", "s", [rule])
             [uid] = await self._call(_DBUS, _DBUS_PATH, _DBUS, "GetConnectionUnixUser", "s", [sender])
-            await self._authorize(message, uid, command, params)
-            caller = Caller(self._node.peer_id, users.name(uid))
-            session = _session(caller, sink, cancel)
-            return busvalues.reply(command, await self._service.call(command.name, params, session), sink)
+            await polkit.authorize(self._call, message, uid, command, params)
+            yield _session(Caller(self._node.peer_id, users.name(uid)), sink, cancel)
         finally:
             self._callers[sender].remove(cancel)
             if not self._callers[sender]:
                 del self._callers[sender]
-            with contextlib.suppress(OSError, EOFError, _Refused):
+            with contextlib.suppress(OSError, EOFError, Refused):
                 await self._call(_DBUS, _DBUS_PATH, _DBUS, "RemoveMatch", "s", [rule])
-
-    async def _authorize(self, message: Message, uid: int, command: Command, params: Mapping[str, Any]) -> None:
-        """Ask polkit whether a caller may do this; root always may."""
-        if uid == os.getuid():
-            return
-        details = {
-            "peer": params.get("peer", ""),
-            "user": params.get("user") or "root",
-            "directory": params.get("directory", ""),
-            "command": params.get("shell_cmd") or " ".join(params.get("argv", ())) or command.name,
-        }
-        interactive = bool(message.flags & MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION)
-        subject = ["system-bus-name", {"name": Variant("s", str(message.sender))}]
-        shown = {key: validate.printable(str(value)) for key, value in details.items() if value}
-        body = [subject, busapi.action(command.access), shown, int(interactive), ""]
-        try:
-            [[authorized, challenge, _]] = await self._call(
-                _POLKIT,
-                _POLKIT_PATH,
-                f"{_POLKIT}.Authority",
-                "CheckAuthorization",
-                "(sa{sv})sa{ss}us",
-                body,
-                _PASSWORD_TIMEOUT if interactive else _CALL_TIMEOUT,
-            )
-        except _Refused as error:
-            raise _Refused("AccessDenied", f"Permission denied: polkit cannot be asked ({error})") from None
-        if not authorized:
-            name = "InteractiveAuthorizationRequired" if challenge and not interactive else "AccessDenied"
-            raise _Refused(name, f"Permission denied: {busapi.action(command.access)} is for root and the group peerd")
 
     # --- what is shown
 
-    def _paths(self) -> list[str]:
-        return [busapi.peer_path(peer_id) for peer_id in self._node.book.ids()]
+    def _paths(self) -> dict[str, str]:
+        peers = {busapi.peer_path(peer_id): PEER for peer_id in self._node.book.ids()}
+        return {**peers, **{busapi.job_path(exec_id): JOB for exec_id in self._jobs.shown}}
 
     async def _objects(self) -> Objects:
         session = _session(Caller(self._node.peer_id), Collected(), asyncio.Event())
@@ -291,6 +323,8 @@ class Bus:
         objects = {ROOT: {MANAGER: busvalues.values(MANAGER, status)}}
         for peer in self._node.book.all():
             objects[busapi.peer_path(peer.peer_id)] = {PEER: busvalues.values(PEER, peer.to_wire())}
+        for exec_id, job in self._jobs.shown.items():
+            objects[busapi.job_path(exec_id)] = {JOB: busvalues.of_job(job)}
         return objects
 
     def _announce_soon(self) -> None:
@@ -301,11 +335,12 @@ class Bus:
         """Tell what has changed since the last time."""
         before, now = self._shown, await self._objects()
         self._shown = now
+        jobs = {path for path in {*before, *now} if path.startswith(f"{busapi.JOBS}/")}
         manager, properties = busapi.OBJECT_MANAGER, busapi.PROPERTIES
-        for path in before.keys() - now.keys():
+        for path in before.keys() - now.keys() - jobs:
             self._signal(ROOT, manager, "InterfacesRemoved", [path, list(before[path])])
             self._about_peer("PeerRemoved", path, before)
-        for path in now.keys() - before.keys():
+        for path in now.keys() - before.keys() - jobs:
             self._signal(ROOT, manager, "InterfacesAdded", [path, now[path]])
             self._about_peer("PeerAdded", path, now)
             if now[path][PEER]["IsOnline"].value:
@@ -334,30 +369,12 @@ def _machine_id() -> str:
     return Path("/etc/machine-id").read_text("ascii").strip()
 
 
-def _session(caller: Caller, sink: Collected, cancel: asyncio.Event) -> Session:
+def _parameters(message: Message, command: Command) -> dict[str, Any]:
+    return parameters.check(command.name, busapi.parameters(command, [busvalues.plain(item) for item in message.body]))
+
+
+def _session(caller: Caller, sink: Collected | Pipes, cancel: asyncio.Event) -> Session:
     """The session of a caller that has all that its sink took, sends nothing, and once lost wants nothing more."""
     delivery = Delivery()
     confirming = ConfirmingSink(sink, delivery)
     return Session(caller, confirming, cancel, asyncio.Event(), sink.say, Stdin(lambda start, until: None), delivery)
-
-
-async def leave(bus: MessageBus) -> None:
-    """Disconnect, if that has not happened yet, and close what dbus_next would leave to the garbage collector."""
-    if bus.connected and _greeted(bus):
-        bus.disconnect()
-    await _gone(bus)
-    bus._stream.close()
-    bus._sock.close()
-
-
-async def _gone(bus: MessageBus) -> None:
-    """Wait for the end of a connection that was made."""
-    if _greeted(bus):
-        # A task of its own: to be cancelled here must not cancel the library's future.
-        ended = asyncio.ensure_future(bus.wait_for_disconnect())
-        await asyncio.wait({ended})
-        ended.exception()
-
-
-def _greeted(bus: MessageBus) -> bool:
-    return cast("str | None", bus.unique_name) is not None

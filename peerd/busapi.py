@@ -15,8 +15,12 @@ from peerd.errors import Code, PeerdError
 NAME = "org.automatelinux.peerd1"
 ROOT = "/org/automatelinux/peerd1"
 PEERS = f"{ROOT}/peer"
+JOBS = f"{ROOT}/job"
 MANAGER = f"{NAME}.Manager"
 PEER = f"{NAME}.Peer"
+JOB = f"{NAME}.Job"
+START = "StartOnPeer"
+"""The method that no command is: execOnPeer with its output as streams."""
 INTROSPECTABLE = "org.freedesktop.DBus.Introspectable"
 PROPERTIES = "org.freedesktop.DBus.Properties"
 OBJECT_MANAGER = "org.freedesktop.DBus.ObjectManager"
@@ -30,6 +34,15 @@ MAX_COLLECTED = 8 * 1024 * 1024
 _SHELL_CMD = "shell_cmd"
 _STREAMED = ("stdin", "follow", "detach")
 """Options that a caller with one reply cannot use."""
+
+
+class Refused(Exception):
+    """An error that is D-Bus's own, by its name, or by its last part where it is one of the standard."""
+
+    def __init__(self, name: str, text: str) -> None:
+        super().__init__(text)
+        self.name = name if "." in name else f"org.freedesktop.DBus.Error.{name}"
+
 
 Arguments = tuple[tuple[str, str], ...]
 """Names and signatures."""
@@ -57,7 +70,7 @@ class Method:
 class Property:
     """A property, which can be read alone.
 
-    :ivar source: where its value is: the key of ``getPeerStatus``, or the field of a peer
+    :ivar source: where its value is: the key of ``getPeerStatus``, or the field of a peer or a job
     :ivar announced: whether a signal says when it changed
     """
 
@@ -102,10 +115,19 @@ CALLABLE: Mapping[str, Command] = {method_name(command): command for command in 
 """The commands by the names of their methods."""
 
 _ABOUT_PEER: Arguments = (("peer_id", "s"), ("peer", "o"))
+_ABOUT_JOB: Arguments = (("exec_id", "s"), ("job", "o"))
+_METHODS = {name: _method(command) for name, command in CALLABLE.items()}
 INTERFACES: Mapping[str, Interface] = {
     MANAGER: Interface(
-        {name: _method(command) for name, command in CALLABLE.items()},
-        dict.fromkeys(("PeerAdded", "PeerRemoved", "PeerOnline", "PeerOffline"), _ABOUT_PEER),
+        {
+            **_METHODS,
+            START: Method(_METHODS["ExecOnPeer"].takes, (("job", "o"), ("stdout", "h"), ("stderr", "h"))),
+        },
+        {
+            **dict.fromkeys(("PeerAdded", "PeerRemoved", "PeerOnline", "PeerOffline"), _ABOUT_PEER),
+            "JobStarted": _ABOUT_JOB,
+            "JobFinished": (*_ABOUT_JOB, ("outcome", "s"), ("exit_status", "i")),
+        },
         {
             "Version": Property("s", "daemon_version"),
             "Role": Property("s", "role"),
@@ -136,6 +158,20 @@ INTERFACES: Mapping[str, Interface] = {
             "LastSeen": Property("t", "last_seen", announced=False),
         },
     ),
+    JOB: Interface(
+        {},
+        {},
+        {
+            "ExecId": Property("s", "exec_id"),
+            "Peer": Property("s", "peer"),
+            "Caller": Property("s", "caller"),
+            "Directory": Property("s", "directory"),
+            "Command": Property("s", "line"),
+            "User": Property("s", "user"),
+            "Detached": Property("b", "detached"),
+            "Started": Property("t", "started"),
+        },
+    ),
     INTROSPECTABLE: Interface({"Introspect": Method((), (("xml", "s"),))}, {}, {}),
     STANDARD_PEER: Interface({"Ping": Method(), "GetMachineId": Method((), (("machine_uuid", "s"),))}, {}, {}),
     PROPERTIES: Interface(
@@ -157,46 +193,50 @@ INTERFACES: Mapping[str, Interface] = {
     ),
 }
 _EVERYWHERE = (INTROSPECTABLE, STANDARD_PEER)
+_BRANCHES = (PEERS, JOBS)
 
 
 def peer_path(peer_id: str) -> str:
-    """The object of a peer.
-
-    As sd_bus_path_encode(3): what is no letter or digit, and a leading digit, becomes _ and two hexadecimal digits.
-    """
-    plain = [c.isascii() and (c.isalpha() or (index > 0 and c.isdigit())) for index, c in enumerate(peer_id)]
-    return f"{PEERS}/" + "".join(
-        c if is_plain else f"_{ord(c):02x}" for c, is_plain in zip(peer_id, plain, strict=True)
-    )
+    """The object of a peer, by its id."""
+    return f"{PEERS}/{_encoded(peer_id)}"
 
 
-def interfaces_of(path: str, peers: Iterable[str]) -> tuple[str, ...]:
+def _encoded(text: str) -> str:
+    # sd_bus_path_encode(3): what is no letter or digit, and a leading digit, becomes _ and two hexadecimal digits.
+    plain = [c.isascii() and (c.isalpha() or (index > 0 and c.isdigit())) for index, c in enumerate(text)]
+    return "".join(c if is_plain else f"_{ord(c):02x}" for c, is_plain in zip(text, plain, strict=True))
+
+
+def job_path(exec_id: str) -> str:
+    """The object of a job, by its id."""
+    return f"{JOBS}/{_encoded(exec_id)}"
+
+
+def interfaces_of(path: str, objects: Mapping[str, str]) -> tuple[str, ...]:
     """The interfaces of an object; of a path that only leads to objects what every path has; of others none.
 
-    :param peers: the paths of the peers' objects
+    :param objects: the interfaces of the peers and jobs by their paths
     """
-    paths = (ROOT, *peers)
     if path == ROOT:
         return (MANAGER, OBJECT_MANAGER, PROPERTIES, *_EVERYWHERE)
-    if path in paths:
-        return (PEER, PROPERTIES, *_EVERYWHERE)
-    if path == PEERS or any(other.startswith(f"{path.rstrip('/')}/") for other in paths):
+    if path in objects:
+        return (objects[path], PROPERTIES, *_EVERYWHERE)
+    if any(other.startswith(f"{path.rstrip('/')}/") for other in (*_BRANCHES, *objects)) or path in _BRANCHES:
         return _EVERYWHERE
     return ()
 
 
-def introspection(path: str, peers: Iterable[str]) -> str:
+def introspection(path: str, objects: Mapping[str, str]) -> str:
     """The XML of a path, as the D-Bus specification has it."""
-    peers = tuple(peers)
     lines = [
         '<!DOCTYPE node PUBLIC "-//freedesktop//DTD D-BUS Object Introspection 1.0//EN"',
         '"http://www.freedesktop.org/standards/dbus/1.0/introspect.dtd">',
         "<node>",
     ]
-    for name in interfaces_of(path, peers):
+    for name in interfaces_of(path, objects):
         lines += [f' <interface name="{name}">', *_members(INTERFACES[name]), " </interface>"]
     prefix = f"{path.rstrip('/')}/"
-    below = {other.removeprefix(prefix).split("/")[0] for other in (PEERS, *peers) if other.startswith(prefix)}
+    below = {other.removeprefix(prefix).split("/")[0] for other in (*_BRANCHES, *objects) if other.startswith(prefix)}
     lines += [f" <node name={quoteattr(name)}/>" for name in sorted(below)]
     return "\n".join([*lines, "</node>", ""])
 

@@ -9,9 +9,10 @@ from dbus_next import Variant
 
 from peerd import busapi
 from peerd.answer import Answer
-from peerd.busapi import INTERFACES
+from peerd.busapi import INTERFACES, JOB
 from peerd.commands import Command
 from peerd.errors import Code, Outcome, PeerdError
+from peerd.job import Job
 
 _USEC = 1_000_000
 _NOT_RUN = (Outcome.FAILED, Outcome.DENIED, Outcome.UNREACHABLE)
@@ -73,6 +74,14 @@ def values(interface: str, source: Mapping[str, object]) -> dict[str, Variant]:
         name: Variant(described.signature, convert[described.signature](source.get(described.source)))
         for name, described in INTERFACES[interface].properties.items()
     }
+
+
+def of_job(job: Job) -> dict[str, Variant]:
+    """The properties of a job."""
+    fields = {
+        name: getattr(job, name) for name in ("exec_id", "peer", "caller", "directory", "line", "user", "detached")
+    }
+    return values(JOB, {**fields, "started": job.started_usec / _USEC})
 
 
 def plain(value: Any) -> Any:

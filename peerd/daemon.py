@@ -95,7 +95,7 @@ class Daemon:
             "unix": UnixFront(self._node, service, current),
             "tcp": TcpFront(self._node, self._executor, current),
         }
-        self._bus = Bus(self._node, service, current)
+        self._bus = Bus(self._node, service, self._executor, current)
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT."""

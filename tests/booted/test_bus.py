@@ -24,7 +24,7 @@ AS_BOB = "setpriv --reuid=bob --regid=bob --init-groups"
 
 # Prints signals as they come, a JSON array a line: the property's or member's name and what it says.
 WATCH = f"""
-import json
+import json, os
 from gi.repository import Gio, GLib
 
 bus = Gio.bus_get_sync(Gio.BusType.SYSTEM)
@@ -37,6 +37,16 @@ show("Start", manager.get_cached_property("PeerId").unpack(), peer["ip_address"]
 outcome, status, out, err = manager.ExecOnPeer("(sssa{{sv}})", "laptop", "/tmp", "echo $A; exit 4",
                                                {{"env": GLib.Variant("as", ["A=gio"])}})
 show("Ran", outcome, status, bytes(out).decode(), bytes(err).decode())
+started, fds = bus.call_with_unix_fd_list_sync(
+    "{busapi.NAME}", "{busapi.ROOT}", "{busapi.MANAGER}", "StartOnPeer",
+    GLib.Variant("(sssa{{sv}})", ("laptop", "/tmp", "echo begun; read line </tmp/go; echo $line; exit 5", {{}})),
+    None, 0, -1, None, None)
+job, out, err = started.unpack()
+stream = os.fdopen(fds.get(out))
+show("Begun", stream.readline())
+command = Gio.DBusProxy.new_sync(bus, 0, None, "{busapi.NAME}", job, "{busapi.JOB}", None)
+show("Job", command.get_cached_property("Peer").unpack(), command.get_cached_property("Directory").unpack())
+show("Streamed", stream.read())
 try:
     manager.RemotePull("(sa{{sv}})", "nobody", {{}})
 except GLib.Error as error:
@@ -133,10 +143,10 @@ def test_every_command_is_a_method(desktop: Machine, vps: Machine) -> None:
 
 
 def test_objects_and_introspection(desktop: Machine) -> None:
-    paths = [busapi.peer_path(peer_id) for peer_id in PEERS]
+    paths = {busapi.peer_path(peer_id): busapi.PEER for peer_id in PEERS}
     tree = desktop.out(f"busctl tree --list {busapi.NAME}").splitlines()
-    assert set(paths) | {busapi.ROOT} <= set(tree)
-    for path in ("/", busapi.ROOT, busapi.PEERS, *paths):
+    assert {*paths, busapi.ROOT, busapi.JOBS} <= set(tree)
+    for path in ("/", busapi.ROOT, busapi.PEERS, busapi.JOBS, *paths):
         xml = desktop.out(f"busctl --xml-interface introspect {busapi.NAME} {path}")
         assert xml == busapi.introspection(path, paths).strip()
         assert desktop.ok(f"busctl introspect {busapi.NAME} {path}")
@@ -193,6 +203,7 @@ def test_a_program_with_another_library_calls_and_hears_of_changes(
     desktop: Machine, laptop: Machine, watching: subprocess.Popen[bytes]
 ) -> None:
     assert watching.stdout
+    laptop.run("rm -f /tmp/go; mkfifo /tmp/go")
 
     def expect(pattern: str) -> None:
         """Read until a line that the pattern matches."""
@@ -201,7 +212,12 @@ def test_a_program_with_another_library_calls_and_hears_of_changes(
 
     expect(r'\["Start", "desktop", "10\.0\.0\.4"\]')
     expect(r'\["Ran", "exited", 4, "gio\\n", ""\]')
+    expect(r'\["Begun", "begun\\n"\]')
+    expect(r'\["Job", "laptop", "/tmp"\]')
+    laptop.run("echo went on >/tmp/go")
+    expect(r'\["Streamed", "went on\\n"\]')
     expect(r'\["Error", "org\.automatelinux\.peerd1\.Error\.PeerNotFound"\]')
+    expect(rf'\["JobFinished", "\w+", "{busapi.JOBS}/\w+", "exited", 5\]')
     laptop.run("systemctl stop peerd.service peerd.socket peerd-tcp.socket")
     path = busapi.peer_path("laptop")
     expect(rf'\["PeerOffline", "laptop", "{path}"\]')

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,13 +17,16 @@ from dbus_next.aio import MessageBus
 
 from peerd import busapi
 from peerd.answer import Answer
-from peerd.bus import Bus, leave
-from peerd.busapi import MANAGER, OBJECT_MANAGER, PEER, PROPERTIES, ROOT
+from peerd.bus import Bus
+from peerd.busapi import JOB, MANAGER, OBJECT_MANAGER, PEER, PROPERTIES, ROOT
+from peerd.buslink import leave
 from peerd.errors import Code, Outcome, PeerdError
+from peerd.job import Job
 from peerd.journal import Event
+from peerd.messages import ExecResult
 from peerd.peers import Peer, PeerBook
 from peerd.session import Session
-from unit.support import Journal, settings
+from unit.support import Journal, read_all, readable, settings
 
 BUS_CONFIG = """<busconfig><type>session</type><listen>unix:path={path}</listen><auth>EXTERNAL</auth>
 <policy context="default"><allow send_destination="*"/><allow receive_sender="*"/><allow own="*"/></policy></busconfig>
@@ -49,6 +54,17 @@ class FakeService:
         if self.script and name != "getPeerStatus":
             return await self.script(name, params, session)
         return Answer(self.status)
+
+
+class FakeJobs:
+    """What runs here."""
+
+    def __init__(self) -> None:
+        self.active: list[Job] = []
+        self.ended: dict[str, Job] = {}
+
+    def job(self, exec_id: str) -> Job:
+        return self.ended[exec_id]
 
 
 class MessageDaemon:
@@ -117,7 +133,7 @@ class Client:
 @contextlib.asynccontextmanager
 async def client_of(daemon: MessageDaemon) -> AsyncIterator[Client]:
     """A connection of another program, that hears all signals of peerd."""
-    bus = await MessageBus(daemon.address).connect()
+    bus = await MessageBus(daemon.address, negotiate_unix_fd=True).connect()
     client = Client(bus)
     match = Message("org.freedesktop.DBus", "/", "org.freedesktop.DBus", "AddMatch", signature="s")
     match.body = [f"type='signal',path_namespace='{ROOT}'"]
@@ -130,10 +146,11 @@ async def client_of(daemon: MessageDaemon) -> AsyncIterator[Client]:
 
 @contextlib.asynccontextmanager
 async def serving(
-    daemon: MessageDaemon, service: FakeService, node: FakeNode | None = None
+    daemon: MessageDaemon, service: FakeService, node: FakeNode | None = None, jobs: FakeJobs | None = None
 ) -> AsyncIterator[tuple[Bus, Client]]:
     """peerd on the bus, and another program that talks to it."""
-    bus = Bus(cast(Any, node or FakeNode()), cast(Any, service), settings, daemon.address)
+    parts = node or FakeNode(), service, jobs or FakeJobs()
+    bus = Bus(*cast(tuple[Any, Any, Any], parts), settings, daemon.address)
     bus.start()
     try:
         async with client_of(daemon) as client:
@@ -358,5 +375,101 @@ def test_it_is_there_again_when_the_bus_is(daemon: MessageDaemon) -> None:
             async with client_of(daemon) as again:
                 await again.on_the_bus()
                 assert (await again.call("Ping", interface="org.freedesktop.DBus.Peer")).body == []
+
+    asyncio.run(main())
+
+
+def test_a_job_is_an_object_and_its_beginning_and_end_are_told(daemon: MessageDaemon) -> None:
+    job = Job("0" * 16, "here", "vps", "/srv", ("a b", "c"), "root", False, 1_500_000)
+    path = busapi.job_path(job.exec_id)
+
+    async def main() -> None:
+        jobs = FakeJobs()
+        async with serving(daemon, FakeService(), jobs=jobs) as (bus, client):
+            jobs.active.append(job)
+            bus.changed()
+            added, started = [await client.signals.get() for _ in range(2)]
+            assert (added.member, added.body[0]) == ("InterfacesAdded", path)
+            assert added.body[1][JOB]["Command"].value == "'a b' c"
+            assert (started.member, started.body) == ("JobStarted", [job.exec_id, path])
+            [managed] = (await client.call("GetManagedObjects", interface=OBJECT_MANAGER)).body
+            assert managed[path][JOB]["Started"].value == 1_500_000
+            jobs.active.clear()
+            jobs.ended[job.exec_id] = replace(job, result=ExecResult(Outcome.EXITED, 7))
+            bus.changed()
+            removed, finished = [await client.signals.get() for _ in range(2)]
+            assert (removed.member, removed.body) == ("InterfacesRemoved", [path, [JOB]])
+            assert (finished.member, finished.body) == ("JobFinished", [job.exec_id, path, "exited", 7])
+
+    asyncio.run(main())
+
+
+def test_a_started_command_is_read_as_it_runs(daemon: MessageDaemon) -> None:
+    async def main() -> None:
+        go_on = asyncio.Event()
+
+        async def script(name: str, params: dict[str, Any], session: Session) -> Answer:
+            session.running("0" * 16, 1)
+            await session.sink.started()
+            await session.sink.output("stdout", b"first")
+            await go_on.wait()
+            await session.sink.output("stdout", bytes(300_000))
+            session.say("said")
+            return Answer(status=3, record={"outcome": "exited"})
+
+        async with serving(daemon, FakeService(script)) as (_, client):
+            reply = await client.call("StartOnPeer", "sssa{sv}", "vps", "/", "x", {})
+            assert (reply.signature, reply.body) == ("ohh", [busapi.job_path("0" * 16), 0, 1])
+            out, err = reply.unix_fds
+            await readable(out)
+            assert os.read(out, 100) == b"first"
+            go_on.set()
+            assert await read_all(out) == bytes(300_000)
+            assert await read_all(err) == b"said\n"
+            for fd in (out, err):
+                os.close(fd)
+            members = {}
+            while "JobFinished" not in members:
+                signal = await client.signals.get()
+                members[signal.member] = signal.body
+            assert members["JobStarted"] == ["0" * 16, reply.body[0]]
+            assert members["JobFinished"][2:] == ["exited", 3]
+
+    asyncio.run(main())
+
+
+def test_a_started_command_that_cannot_start_is_an_error(daemon: MessageDaemon) -> None:
+    async def script(name: str, params: dict[str, Any], session: Session) -> Answer:
+        error = PeerdError(Code.NO_SUCH_DIRECTORY, peer="vps", directory="/x")
+        return Answer(error=error, status=255, record={"outcome": "failed"})
+
+    async def main() -> None:
+        async with serving(daemon, FakeService(script)) as (_, client):
+            reply = await client.call("StartOnPeer", "sssa{sv}", "vps", "/x", "x", {})
+            assert reply.error_name == f"{busapi.NAME}.Error.NoSuchDirectory"
+            assert not reply.unix_fds
+
+    asyncio.run(main())
+
+
+def test_a_started_command_ends_with_its_reader(daemon: MessageDaemon) -> None:
+    async def main() -> None:
+        broken = asyncio.Event()
+
+        async def script(name: str, params: dict[str, Any], session: Session) -> Answer:
+            session.running("0" * 16, 1)
+            await session.sink.started()
+            try:
+                while True:
+                    await session.sink.output("stdout", bytes(65_536))
+            except ConnectionError:
+                broken.set()
+            return Answer(status=130, record={"outcome": "cancelled"})
+
+        async with serving(daemon, FakeService(script)) as (_, client):
+            reply = await client.call("StartOnPeer", "sssa{sv}", "vps", "/", "x", {})
+            for fd in reply.unix_fds:
+                os.close(fd)
+            await broken.wait()
 
     asyncio.run(main())

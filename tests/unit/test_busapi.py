@@ -17,7 +17,7 @@ from peerd.commands import BY_NAME, COMMANDS, Access
 from peerd.errors import Code, PeerdError
 
 UNITS = Path(__file__).parents[2] / "units"
-PATHS = [busapi.peer_path(name) for name in ("vps", "web-1")]
+PATHS = {busapi.peer_path("vps"): PEER, busapi.peer_path("web-1"): PEER, busapi.job_path("0" * 16): busapi.JOB}
 IDS = st.from_regex(validate._PEER_ID, fullmatch=True)
 
 
@@ -59,18 +59,18 @@ def test_every_object_is_reached_from_the_root() -> None:
         found.add(path)
         children = [node.get("name") for node in ET.fromstring(busapi.introspection(path, PATHS)).findall("node")]
         ahead += [f"{path.rstrip('/')}/{name}" for name in children]
-    assert {ROOT, busapi.PEERS, *PATHS} <= found
+    assert {ROOT, busapi.PEERS, busapi.JOBS, *PATHS} <= found
     assert all(busapi.interfaces_of(path, PATHS) for path in found)
 
 
-@pytest.mark.parametrize("path", ["/nowhere", f"{ROOT}/job", f"{busapi.PEERS}/nas", f"{ROOT}2"])
+@pytest.mark.parametrize("path", ["/nowhere", f"{ROOT}/jobs", f"{busapi.PEERS}/nas", f"{ROOT}2"])
 def test_there_is_nothing_anywhere_else(path: str) -> None:
     assert busapi.interfaces_of(path, PATHS) == ()
 
 
 def test_every_command_but_help_is_a_method() -> None:
     assert {command.name for command in CALLABLE.values()} == {command.name for command in COMMANDS} - {"help"}
-    assert list(INTERFACES[MANAGER].methods) == list(CALLABLE)
+    assert list(INTERFACES[MANAGER].methods) == [*CALLABLE, busapi.START]
     execute = INTERFACES[MANAGER].methods["ExecOnPeer"]
     assert (execute.signature, execute.returns) == ("sssa{sv}", "siayay")
 

@@ -16,7 +16,7 @@ PURE = """
 """.split()
 IO = {"asyncio", "dbus_next", "peewee", "playhouse", "sdnotify", "selectors", "socket", "subprocess", "systemd"}
 EDGES = {
-    "dbus_next": {"scopes", "bus", "busvalues"},
+    "dbus_next": {"scopes", "bus", "buslink", "busvalues", "polkit"},
     "peewee": {"registry", "history"},
     "systemd": {"journal", "daemon", "fdstore"},
     "sdnotify": {"daemon"},

@@ -454,7 +454,7 @@ def _quoted(arguments: Arguments) -> list[str]:
 
 
 def test_members_stand_in_the_order_of_the_table_with_their_signatures() -> None:
-    manager, peer = INTERFACES[busapi.MANAGER], INTERFACES[busapi.PEER]
+    manager, peer, job_ = (INTERFACES[name] for name in (busapi.MANAGER, busapi.PEER, busapi.JOB))
     heads = [line for line in BUS.part(".Ss Methods").lines if line.startswith((".It", ".Fa"))]
     assert heads == [
         line
@@ -465,7 +465,7 @@ def test_members_stand_in_the_order_of_the_table_with_their_signatures() -> None
     assert heads == [" ".join([".It Fn", name, *_quoted(takes)]) for name, takes in manager.signals.items()]
     items = BUS.items(r"Va (\w+) Pq (\w)")
     assert items == [
-        (name, shown.signature) for interface in (manager, peer) for name, shown in interface.properties.items()
+        (name, shown.signature) for interface in (manager, peer, job_) for name, shown in interface.properties.items()
     ]
 
 
@@ -473,7 +473,11 @@ def test_actions_and_errors_of_the_bus() -> None:
     assert BUS.part(".Sh WHO MAY").items(r"Ev (\S+)") == [(busapi.action(access),) for access in Access]
     policy = (ROOT / "units/polkit-1/org.automatelinux.peerd1.policy").read_text()
     assert re.findall(r'<action id="(.+)">', policy) == [busapi.action(access) for access in Access]
-    standard = {name for _, call in _calls("_Refused", trees=[SOURCES["bus"]]) if (name := _constant(call.args[0]))}
+    standard = {
+        name
+        for _, call in _calls("Refused", trees=[SOURCES["bus"], SOURCES["polkit"]])
+        if (name := _constant(call.args[0]))
+    }
     # Names that are chosen as one goes, or belong to a library.
     standard |= {"InteractiveAuthorizationRequired", "LimitsExceeded", "Failed"}
     ours = {busapi.error_name(code).removeprefix("org.freedesktop.DBus.Error.") for code in errors.Code}
