@@ -125,6 +125,8 @@ class _Call:
             "argv": self._arguments,
             "terminal": terminal,
             "width": max(20, min(width, 1000)),
+            # https://no-color.org
+            "color": terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb",
         }
         if self._exec_id:
             invoke["resume"] = {"execId": self._exec_id, "step": self._step, **self._offsets}

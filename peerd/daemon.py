@@ -16,6 +16,7 @@ import sdnotify
 from systemd import daemon as systemd
 
 from peerd import __version__, config
+from peerd.bus import Bus
 from peerd.errors import PeerdError
 from peerd.executor import Executor
 from peerd.fronts import Front
@@ -94,6 +95,7 @@ class Daemon:
             "unix": UnixFront(self._node, service, current),
             "tcp": TcpFront(self._node, self._executor, current),
         }
+        self._bus = Bus(self._node, service, self._executor, current)
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT."""
@@ -104,6 +106,7 @@ class Daemon:
         loop.set_exception_handler(_report_stray)
         self._executor.start(self._kept)
         self._node.start()
+        self._bus.start()
         # For the unix socket, too: start_unix_server of Python 3.13 would remove its file, which is systemd's.
         servers = [
             await asyncio.start_server(self._fronts[name].accept, sock=listener, limit=MAX_HEADER, backlog=_BACKLOG)
@@ -117,6 +120,7 @@ class Daemon:
         self._notifier.notify("STOPPING=1\nSTATUS=Stopping")
         for server in servers:
             server.close()
+        await self._bus.close()
         for front in self._fronts.values():
             await front.close()
         await self._executor.close()
@@ -138,6 +142,7 @@ class Daemon:
         return f"{part}, {running} {'command' if running == 1 else 'commands'} running"
 
     def _changed(self) -> None:
+        self._bus.changed()
         # Every notification wakes PID 1; many changes at once are one.
         if self._status_due is None:
             self._status_due = asyncio.get_running_loop().call_later(_STATUS_DELAY, self._show_status)

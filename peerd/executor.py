@@ -309,11 +309,16 @@ class Executor:
             return entry.job
         raise PeerdError(Code.NO_SUCH_JOB, exec_id=exec_id)
 
+    @property
+    def active(self) -> list[Job]:
+        """The commands that run here."""
+        return [one.job for one in self._runs.values() if one.result is None]
+
     def jobs(self, limit: int) -> Iterable[Job]:
         """The commands that run here, and the detached ones that have ended and whose output is kept."""
         ended = self._history.find(history.RAN, detached=True, limit=limit)
         kept = [entry.job for entry in ended if entry.job.result and self._storage.has(entry.job.exec_id)]
-        return [*(one.job for one in self._runs.values() if one.result is None), *kept][:limit]
+        return [*self.active, *kept][:limit]
 
     async def wait(self, exec_id: str) -> Job:
         """Wait until a command has ended.

@@ -14,6 +14,7 @@ from peerd.execution import Execution
 from peerd.executor import Executor
 from peerd.history import History
 from peerd.jobs import Jobs
+from peerd.logs import Logs
 from peerd.membership import Membership
 from peerd.node import Node
 from peerd.registry import Registry
@@ -40,6 +41,7 @@ class Service:
             Deploy(node, execution, jobs),
             Membership(node, executor, registry, config),
             Trust(node, config),
+            Logs(node),
         )
 
     async def call(self, name: str, params: Mapping[str, Any], session: Session) -> Answer:
