@@ -164,6 +164,8 @@ class Execution:
         if request.detach:
             return await self._executor.detach(request, session.caller)
         if not resume:
+            if session.cancel.is_set():
+                raise PeerdError(Code.CANCELLED, peer=self._node.peer_id)
             await self._executor.launch(request, session.caller)
         offsets = resume.offsets if resume else session.delivery.offsets
         try:

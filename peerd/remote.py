@@ -16,7 +16,7 @@ from peerd.connection import Connection
 from peerd.errors import Code, Outcome, PeerdError
 from peerd.journal import Event, log
 from peerd.links import Pool
-from peerd.messages import MAX_OUTPUT, STREAMS, WINDOW, ExecRequest, ExecResult, Offsets, take, take_optional
+from peerd.messages import MAX_OUTPUT, STREAMS, ExecRequest, ExecResult, Offsets, take, take_optional
 from peerd.peers import Peer
 from peerd.protocol import Frame
 from peerd.session import Session
@@ -144,22 +144,13 @@ class Remote:
                             await session.sink.output(stream, frame.payload)
                         except ConnectionError:
                             session.cancel.set()
-                elif frame.type == "stdinWindow":
-                    start = take_optional(frame.fields, "from", _offset)
-                    until = take(frame.fields, "until", _offset)
-                    if start is None:
+                elif frame.type in ("stdinWindow", "stdinCredit"):
+                    start, until = self._window(frame, until)
+                    if start is None or len(tasks) > 1:
                         session.stdin.grant(until)
                     else:
                         session.stdin.open(start, until)
                         tasks.append(asyncio.create_task(self._forward_stdin(link, start)))
-                elif frame.type == "stdinCredit":
-                    # What a peer of version 1 has instead.
-                    until += take(frame.fields, "bytes", _offset)
-                    if until > WINDOW:
-                        session.stdin.grant(until)
-                    else:
-                        session.stdin.open(0, until)
-                        tasks.append(asyncio.create_task(self._forward_stdin(link, 0)))
                 elif frame.type == "started":
                     await session.sink.started()
                     if detach:
@@ -173,6 +164,16 @@ class Remote:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
+
+    @staticmethod
+    def _window(frame: Frame, until: int) -> tuple[int | None, int]:
+        """From which offset on, if that is said, and up to which standard input may be sent.
+
+        :param until: up to which it might before; a peer of version 1 says by how much that grows
+        """
+        if frame.type == "stdinCredit":
+            return 0, until + take(frame.fields, "bytes", _offset)
+        return take_optional(frame.fields, "from", _offset), take(frame.fields, "until", _offset)
 
     def _result(self, frame: Frame) -> ExecResult:
         result = ExecResult.from_wire(frame.fields)
