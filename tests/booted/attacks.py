@@ -37,24 +37,31 @@ def dial(address, source="", ports=None, timeout=2, port=3600):
                 raise
     raise SystemExit("no port is free")
 
+def say(connection, data):
+    try:
+        connection.sendall(data)
+        connection.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass  # It was ended before all was said.
+
 def drain(connection):
     found = b""
     try:
         while data := connection.recv(65536):
             found += data
-    except OSError as error:
-        return found + type(error).__name__.encode()
+    except ConnectionResetError:
+        pass
     return found
 """
 
-# Sends standard input, prints what comes back.
+# Sends standard input, prints what comes back until the connection is ended.
 TALK = (
     DIAL
     + """
 try:
     connection = dial(sys.argv[1], *sys.argv[2:])
-    connection.sendall(sys.stdin.buffer.read())
-    connection.shutdown(socket.SHUT_WR)
+    connection.settimeout(20)
+    say(connection, sys.stdin.buffer.read())
     sys.stdout.buffer.write(drain(connection))
 except OSError as error:
     print(type(error).__name__)
@@ -72,11 +79,8 @@ sent = 0
 while head := piece(4):
     data = piece(int.from_bytes(head, "big"))
     connection = dial(sys.argv[1])
-    try:
-        connection.sendall(data)
-        connection.shutdown(socket.SHUT_WR)
-    except OSError:
-        pass
+    connection.settimeout(20)
+    say(connection, data)
     drain(connection)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes([1, 0, 0, 0, 0, 0, 0, 0]))
     connection.close()
@@ -134,7 +138,7 @@ def run_request(path: str) -> bytes:
 
 
 def talk(machine: Machine, address: str, data: bytes, source: str = "") -> bytes:
-    """What comes back for these bytes; the name of the exception where the connection failed."""
+    """What comes back for these bytes until the other end ends the connection; the name of an error that is no end."""
     arguments = ["python3", "-c", TALK, address, *([source] if source else [])]
     return machine.run(arguments, input=data, check=False).stdout
 

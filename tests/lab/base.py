@@ -26,7 +26,7 @@ PACKAGES = (
     "systemd systemd-sysv dbus libpam-systemd polkitd adduser "
     "python3 python3-systemd python3-peewee python3-click python3-sdnotify python3-dbus-next "
     "iproute2 iputils-ping wireguard-tools wireguard-go netcat-openbsd openssh-server "
-    "sudo procps git ca-certificates bash-completion jq less xz-utils"
+    "sudo procps git gcc libc6-dev ca-certificates bash-completion jq less xz-utils"
 ).split()
 
 # Nothing may happen in a machine that a test did not ask for.
