@@ -63,6 +63,8 @@ try:
     connection.settimeout(20)
     say(connection, sys.stdin.buffer.read())
     sys.stdout.buffer.write(drain(connection))
+except ConnectionResetError:
+    pass
 except OSError as error:
     print(type(error).__name__)
 """
@@ -89,13 +91,15 @@ print(sent)
 """
 )
 
-# Opens as many connections as it can, says something on each, and holds them until standard input ends.
+# Opens so many connections, says something on each, and holds them until standard input ends.
 FLOOD = (
     DIAL
     + """
-message = sys.argv[2].encode().decode("unicode_escape").encode()
+message = bytes.fromhex(sys.argv[2])
 held = []
 for port in range(1, 1024):
+    if len(held) == int(sys.argv[3]):
+        break
     try:
         connection = dial(sys.argv[1], ports=[port])
         connection.sendall(message.replace(b"EXECID", b"%016x" % random.getrandbits(64)))
