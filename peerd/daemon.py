@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+import stat
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -35,6 +36,7 @@ CONFIG_FILE = Path("/etc/peerd/peerd.conf")
 CONFIG_DIRECTORY = Path("/etc/peerd/peerd.conf.d")
 EX_CONFIG = 78
 """sysexits.h: the configuration is wrong."""
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _STATUS_DELAY = 0.5
 _BACKLOG = 1024
 _USEC = 1_000_000
@@ -45,8 +47,11 @@ def read_config() -> tuple[config.Config, list[str]]:
 
     :raises ConfigError: when it cannot be used
     """
-    files = [CONFIG_FILE, *sorted(CONFIG_DIRECTORY.glob("*.conf"))]
-    return config.parse((str(file), _read(file)) for file in files if file.exists())
+    files = [file for file in (CONFIG_FILE, *sorted(CONFIG_DIRECTORY.glob("*.conf"))) if file.exists()]
+    settings, warnings = config.parse((str(file), _read(file)) for file in files)
+    # Who may write a policy has what it could allow.
+    exposed = [file for file in files if file.stat().st_mode & _OTHERS_WRITE]
+    return settings, [*warnings, *(f"{file}: others than its owner may write it" for file in exposed)]
 
 
 def _read(file: Path) -> str:

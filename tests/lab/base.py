@@ -27,8 +27,8 @@ PACKAGES = (
     "python3 python3-systemd python3-peewee python3-click python3-sdnotify python3-dbus-next "
     "iproute2 iputils-ping wireguard-tools wireguard-go netcat-openbsd openssh-server "
     "sudo procps git ca-certificates bash-completion jq less xz-utils "
-    # For tests alone: other shells, another D-Bus library, virtual environments.
-    "zsh fish python3-gi python3-venv"
+    # For tests alone: other shells, another D-Bus library, virtual environments, a compiler.
+    "zsh fish python3-gi python3-venv gcc libc6-dev"
 ).split()
 
 # Nothing may happen in a machine that a test did not ask for.
