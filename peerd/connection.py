@@ -64,7 +64,11 @@ class Connection:
         :raises ConnectionError: when the connection is lost
         """
         self.post(type_, fields, payload)
-        await self._writer.drain()
+        try:
+            await self._writer.drain()
+        except OSError as error:
+            # What TCP says of a machine that vanished (ETIMEDOUT, EHOSTUNREACH) is none of Python's ConnectionErrors.
+            raise ConnectionError(error.errno, error.strerror) from None
 
     async def receive(self) -> Frame | None:
         """The next frame, or None at the end of the stream.
@@ -132,7 +136,7 @@ async def connect(address: str, port: int, timeout: float, version: str) -> Conn
     try:
         async with asyncio.timeout(timeout):
             dialled = await network.dial(address, port)
-            network.tune(dialled)
+            network.tune(dialled, reader_may_pause=False)
             connection = Connection(*await asyncio.open_connection(sock=dialled))
             connection.post("hello", messages.hello(version))
             messages.check_hello((await connection.expect("hello")).fields)
