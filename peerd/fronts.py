@@ -129,11 +129,16 @@ class Front:
             await link.send("error", PeerdError(Code.INTERNAL, reason=reason).to_wire())
 
 
-async def _cancellable(link: Connection, work: Callable[[asyncio.Event, Stdin], Awaitable[None]]) -> None:
-    """Do work while listening for stdin, for ``cancel`` and for the end of the connection; the latter set the event."""
+async def _cancellable(
+    link: Connection, work: Callable[[asyncio.Event, Stdin], Awaitable[None]], silence: float | None = None
+) -> None:
+    """Do work while listening for stdin, for ``cancel`` and for the end of the connection; the latter set the event.
+
+    :param silence: seconds without any message after which the other end is taken for gone; None for no bound
+    """
     cancel = asyncio.Event()
     stdin = Stdin(lambda size: link.post("stdinCredit", {"bytes": size}))
-    watcher = asyncio.create_task(_watch(link, cancel, stdin))
+    watcher = asyncio.create_task(_watch(link, cancel, stdin, silence))
     try:
         await work(cancel, stdin)
     finally:
@@ -141,10 +146,11 @@ async def _cancellable(link: Connection, work: Callable[[asyncio.Event, Stdin], 
         await asyncio.gather(watcher, return_exceptions=True)
 
 
-async def _watch(link: Connection, cancel: asyncio.Event, stdin: Stdin) -> None:
+async def _watch(link: Connection, cancel: asyncio.Event, stdin: Stdin, silence: float | None) -> None:
     try:
         while True:
-            frame = await link.receive()
+            async with asyncio.timeout(silence):
+                frame = await link.receive()
             if frame is None or frame.type == "cancel":
                 break
             if frame.type == "stdin":
@@ -156,6 +162,8 @@ async def _watch(link: Connection, cancel: asyncio.Event, stdin: Stdin) -> None:
             link.post("pong")
     except PeerdError as error:
         link.post("error", error.to_wire())
+    except TimeoutError:
+        link.abort()
     finally:
         if not asyncio.current_task().cancelling():  # type: ignore[union-attr]
             cancel.set()
@@ -177,7 +185,7 @@ class TcpFront(Front):
             log(Event.CONNECTION_REFUSED, f"Connection from {who} refused: {refusal}", address=who)
             link.abort()
             return
-        network.tune(link.socket)
+        network.tune(link.socket, reader_may_pause=True)
         await self._greet(link)
         registered = ""
         try:
@@ -242,7 +250,7 @@ class TcpFront(Front):
             result = await self._executor.run(request, Caller(peer.peer_id), FrameSink(link), cancel, stdin)
             await link.send("result", result.to_wire())
 
-        await _cancellable(link, work)
+        await _cancellable(link, work, network.SILENCE)
 
 
 class UnixFront(Front):
