@@ -129,16 +129,11 @@ class Front:
             await link.send("error", PeerdError(Code.INTERNAL, reason=reason).to_wire())
 
 
-async def _cancellable(
-    link: Connection, work: Callable[[asyncio.Event, Stdin], Awaitable[None]], silence: float | None = None
-) -> None:
-    """Do work while listening for stdin, for ``cancel`` and for the end of the connection; the latter set the event.
-
-    :param silence: seconds without any message after which the other end is taken for gone; None for no bound
-    """
+async def _cancellable(link: Connection, work: Callable[[asyncio.Event, Stdin], Awaitable[None]]) -> None:
+    """Do work while listening for stdin, for ``cancel`` and for the end of the connection; the latter set the event."""
     cancel = asyncio.Event()
     stdin = Stdin(lambda size: link.post("stdinCredit", {"bytes": size}))
-    watcher = asyncio.create_task(_watch(link, cancel, stdin, silence))
+    watcher = asyncio.create_task(_watch(link, cancel, stdin))
     try:
         await work(cancel, stdin)
     finally:
@@ -146,11 +141,10 @@ async def _cancellable(
         await asyncio.gather(watcher, return_exceptions=True)
 
 
-async def _watch(link: Connection, cancel: asyncio.Event, stdin: Stdin, silence: float | None) -> None:
+async def _watch(link: Connection, cancel: asyncio.Event, stdin: Stdin) -> None:
     try:
         while True:
-            async with asyncio.timeout(silence):
-                frame = await link.receive()
+            frame = await link.receive()
             if frame is None or frame.type == "cancel":
                 break
             if frame.type == "stdin":
@@ -162,8 +156,6 @@ async def _watch(link: Connection, cancel: asyncio.Event, stdin: Stdin, silence:
             link.post("pong")
     except PeerdError as error:
         link.post("error", error.to_wire())
-    except TimeoutError:
-        link.abort()
     finally:
         if not asyncio.current_task().cancelling():  # type: ignore[union-attr]
             cancel.set()
@@ -185,7 +177,7 @@ class TcpFront(Front):
             log(Event.CONNECTION_REFUSED, f"Connection from {who} refused: {refusal}", address=who)
             link.abort()
             return
-        network.tune(link.socket, reader_may_pause=True)
+        network.tune(link.socket)
         await self._greet(link)
         registered = ""
         try:
@@ -250,7 +242,7 @@ class TcpFront(Front):
             result = await self._executor.run(request, Caller(peer.peer_id), FrameSink(link), cancel, stdin)
             await link.send("result", result.to_wire())
 
-        await _cancellable(link, work, network.SILENCE)
+        await _cancellable(link, work)
 
 
 class UnixFront(Front):

@@ -28,15 +28,15 @@ _PKTINFO = struct.Struct("@i")
 # rtnetlink(7): links, IPv4 addresses and IPv4 routes.
 _RTMGRP = 0x1 | 0x10 | 0x40
 _WG_TIMEOUT = 5.0
-SILENCE = 15.0
-"""Seconds of silence after which another machine is taken for gone."""
 _KEEPALIVE = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 5),
     (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 3),
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 15_000),
     (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
 )
+
 
 RESERVED_BELOW = 1024
 """Ports below this can be bound by root alone (ip(7), ip_unprivileged_port_start)."""
@@ -73,16 +73,10 @@ async def dial(address: str, port: int) -> socket.socket:
     raise OSError(errno.EADDRNOTAVAIL, "no free local port below 1024")
 
 
-def tune(connection: socket.socket, reader_may_pause: bool) -> None:
-    """Make a TCP connection notice within :data:`SILENCE` that the other end is gone, and send small frames at once.
-
-    :param reader_may_pause: whether the other end may stop reading for as long as it likes, as one does that passes
-        on a command's output; tcp(7)'s TCP_USER_TIMEOUT would take it for gone, although it acknowledges every probe
-    """
+def tune(connection: socket.socket) -> None:
+    """Make a TCP connection notice within some 15 s that the other machine is gone, and send small frames at once."""
     for level, option, value in _KEEPALIVE:
         connection.setsockopt(level, option, value)
-    if not reader_may_pause:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(SILENCE * 1000))
 
 
 def interface_address(interface: str) -> str | None:

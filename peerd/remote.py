@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from dataclasses import replace
 
-from peerd import connection, network, validate
+from peerd import connection, validate
 from peerd.connection import Connection
 from peerd.errors import Code, PeerdError
 from peerd.journal import Event, log
@@ -18,8 +18,6 @@ from peerd.stdin import WINDOW, Stdin
 
 _CANCEL_LIMIT = 60.0
 """Seconds to wait for a target's word that a cancelled command is gone."""
-_SIGN_OF_LIFE = network.SILENCE / 3
-"""Seconds between the pings by which a target knows that its caller is still there, though it may not read."""
 
 
 async def execute(pool: Pool, target: Peer, request: ExecRequest, session: Session) -> ExecResult:
@@ -36,7 +34,6 @@ async def execute(pool: Pool, target: Peer, request: ExecRequest, session: Sessi
             forwarders = [
                 asyncio.create_task(_forward_cancel(session.cancel, link)),
                 asyncio.create_task(_forward_stdin(session.stdin, link)),
-                asyncio.create_task(_stay_alive(link)),
             ]
             try:
                 return await _follow(target, link, session)
@@ -93,13 +90,6 @@ async def _forward_stdin(stdin: Stdin, link: Connection) -> None:
             for start in range(0, len(data), MAX_OUTPUT):
                 await link.send("stdin", None, data[start : start + MAX_OUTPUT])
         await link.send("stdin")
-
-
-async def _stay_alive(link: Connection) -> None:
-    with contextlib.suppress(ConnectionError):
-        while True:
-            await asyncio.sleep(_SIGN_OF_LIFE)
-            await link.send("ping")
 
 
 async def _forward_cancel(cancel: asyncio.Event, link: Connection) -> None:

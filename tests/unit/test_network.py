@@ -127,14 +127,13 @@ def test_a_connection_that_is_closed_came_through_none() -> None:
         assert not network.came_through(ours, "lo")
 
 
-@pytest.mark.parametrize("may_pause", [False, True])
-def test_a_connection_is_made_to_notice_that_the_other_machine_is_gone(may_pause: bool) -> None:
+def test_a_connection_is_made_to_notice_that_the_other_machine_is_gone() -> None:
     ours, other = accepted()
     with ours, other:
-        network.tune(ours, may_pause)
+        network.tune(ours)
         assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-        assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == (0 if may_pause else 15_000)
+        assert 0 < ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) <= 15_000
 
 
 def test_the_hardware_address_is_one_or_none() -> None:
