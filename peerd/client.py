@@ -13,12 +13,21 @@ import signal
 import sys
 from _socket import AF_UNIX, SOCK_STREAM, socket
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 SOCKET = "/run/peerd/peerd.sock"
-PROTOCOL = 1
+PROTOCOL = 2
+OLDEST_PROTOCOL = 1
 EXIT_CANCELLED = 130
 EXIT_FAILURE = 255
 SIGNAL_BASE = 128
+_ATTEMPTS = 5
+"""Connections that are tried one after another; each of them waits until the daemon runs."""
 _CHUNK = 256 * 1024
+_WINDOW = 1024 * 1024
+"""Bytes of standard input that may be under way, and that are held to be sent again."""
 _GREETING_LIMIT = 20.0
 """Seconds for the daemon to start and to answer."""
 _STREAMS = {"stdout": 1, "stderr": 2}
@@ -41,13 +50,22 @@ def main() -> int:
         pass
     os.close(spare)
     path = os.environ.get("PEERD_SOCKET", SOCKET)
-    connection = socket(AF_UNIX, SOCK_STREAM)
+    call = _Call(arguments)
     try:
-        connection.connect(path)
-    except OSError as error:
-        return _without_daemon(arguments, path, error)
-    try:
-        return _converse(connection, arguments)
+        while True:
+            call.connection = socket(AF_UNIX, SOCK_STREAM)
+            try:
+                call.connection.connect(path)
+            except OSError as error:
+                if call.broken:
+                    raise _Gone from None
+                return _without_daemon(arguments, path, error)
+            try:
+                return call.converse()
+            except (_Gone, ConnectionError):
+                # A peerd that was restarted takes up the commands of the one before.
+                if not call.may_go_on():
+                    raise
     except TimeoutError:
         _complain("peerd does not answer", "What is wrong with it: systemctl status peerd, journalctl -u peerd -n 50")
         return EXIT_FAILURE
@@ -62,96 +80,182 @@ def main() -> int:
         return EXIT_FAILURE
 
 
-def _converse(connection: socket, arguments: list[str]) -> int:
-    cancellable = False
+class _Call:
+    """One command line, over one connection after another.
 
-    def cancel(_number: int, _frame: object) -> None:
-        nonlocal cancellable
-        if not cancellable:
-            os._exit(EXIT_CANCELLED)
-        cancellable = False
-        connection.sendall(b'{"type":"cancel"}\n')
+    :ivar connection: the present one
+    :ivar broken: how many broke since the daemon last said something
+    """
 
-    terminal = os.isatty(1)
-    width = os.get_terminal_size(1).columns if terminal else 80
-    invoke = {"type": "invoke", "argv": arguments, "terminal": terminal, "width": max(20, min(width, 1000))}
-    connection.sendall(f'{{"type":"hello","protocol":{PROTOCOL},"version":"d"}}\n{json.dumps(invoke)}\n'.encode())
-    for number in _CANCELLING:
-        signal.signal(number, cancel)
-    buffer = bytearray()
-    collected: dict[int, bytearray] | None = None
-    credit, reading = 0, True
-    # The socket is systemd's and takes connections for a daemon that cannot start, too.
-    connection.settimeout(_GREETING_LIMIT)
-    while True:
-        while reading and credit and not buffer:
-            sent = _send_stdin(connection, credit)
-            if sent is None:
-                break
-            credit -= sent
-            reading = sent > 0
-        frame = json.loads(_line(connection, buffer))
+    def __init__(self, arguments: list[str]) -> None:
+        self.connection = socket(AF_UNIX, SOCK_STREAM)
+        self.broken = 0
+        self._arguments = arguments
+        self._buffer = bytearray()
+        self._cancellable = False
+        self._cancelled = False
+        self._accepted = False
+        # The command that runs: its id, which of ours it is, and how much of its output has been written or kept.
+        self._exec_id = ""
+        self._step = 1
+        self._offsets = dict.fromkeys(_STREAMS, 0)
+        self._confirmed = 0
+        self._events = self._started = False
+        self._collected: dict[str, bytearray] | None = None
+        # Standard input: what is held starts at an offset, as do what is to be sent next and what may not be yet.
+        self._held = bytearray()
+        self._base = self._next = self._until = 0
+        self._input_ended = self._end_sent = False
+
+    def may_go_on(self) -> bool:
+        """Whether it is safe and of use to try again on a new connection."""
+        self.broken += 1
+        self._cancellable = False
+        self._buffer.clear()
+        self._until = 0
+        return self.broken <= _ATTEMPTS and not self._cancelled and (bool(self._exec_id) or not self._accepted)
+
+    def converse(self) -> int:
+        """Ask, and do what the daemon says until it says the exit status."""
+        connection = self.connection
+        terminal = os.isatty(1)
+        width = os.get_terminal_size(1).columns if terminal else 80
+        invoke = {
+            "type": "invoke",
+            "argv": self._arguments,
+            "terminal": terminal,
+            "width": max(20, min(width, 1000)),
+        }
+        if self._exec_id:
+            invoke["resume"] = {"execId": self._exec_id, "step": self._step, **self._offsets}
+        for number in _CANCELLING:
+            signal.signal(number, self._cancel)
+        # The socket is systemd's and takes connections for a daemon that cannot start, too.
+        connection.settimeout(_GREETING_LIMIT)
+        hello = {"type": "hello", "protocol": OLDEST_PROTOCOL, "newest": PROTOCOL, "version": "d"}
+        connection.sendall(f"{json.dumps(hello)}\n{json.dumps(invoke)}\n".encode())
+        while True:
+            while not self._buffer and self._send_stdin():
+                pass
+            frame = json.loads(self._line())
+            data = self._exactly(frame.get("size", 0))
+            status = self._take(frame, data)
+            if status is not None:
+                return status
+
+    def _take(self, frame: dict[str, Any], data: bytes) -> int | None:
         kind = frame["type"]
         if kind == "hello":
-            connection.settimeout(None)
-            cancellable = True
+            self.connection.settimeout(None)
+            self._cancellable = True
+        elif kind == "running":
+            self._accepted, self.broken = True, 0
+            if frame.get("execId", "") != self._exec_id:
+                self._exec_id, self._step = frame["execId"], frame["step"]
+                self._offsets, self._confirmed = dict.fromkeys(_STREAMS, 0), 0
         elif kind == "output":
-            fd, data = _STREAMS[frame["stream"]], _exactly(connection, buffer, frame.get("size", 0))
-            if collected is None or "by" in frame:
-                _write(fd, data)
-            else:
-                collected[fd] += data
-        elif kind == "stdinCredit":
-            credit += frame["bytes"]
+            self._output(frame, data)
+        elif kind == "started":
+            if self._events and not self._started:
+                self._print_event("started", {})
+            self._started = True
+        elif kind == "stdinWindow":
+            self._until = frame["until"]
+            if "from" in frame:
+                self._next, self._end_sent = frame["from"], False
+            taken = self._until - _WINDOW - self._base
+            if taken > 0:
+                del self._held[:taken]
+                self._base += taken
         elif kind == "collect":
-            collected = {fd: bytearray() for fd in _STREAMS.values()}
+            self._events = frame["events"]
+            self._collected = self._collected or {stream: bytearray() for stream in _STREAMS}
         elif kind == "exit":
-            if collected is not None:
+            if self._events:
+                self._print_event("result", frame["record"])
+            elif self._collected is not None:
                 from peerd.render import complete_record
 
-                _write(1, complete_record(frame["record"], *(bytes(data) for data in collected.values())).encode())
+                _write(1, complete_record(frame["record"], **self._collected).encode())
             return int(frame["status"])
         elif kind == "error":
             _complain(frame["message"])
             return EXIT_FAILURE
-
-
-def _send_stdin(connection: socket, credit: int) -> int | None:
-    """Send what stdin has, if that comes first: how many bytes, 0 at its end. None when the daemon has something."""
-    import select
-
-    if connection.fileno() in select.select([connection.fileno(), 0], [], [])[0]:
         return None
-    data = os.read(0, min(credit, _CHUNK))
-    size = f',"size":{len(data)}' if data else ""
-    # A signal here would put its cancel into the middle of the frame.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _CANCELLING)
-    connection.sendall(f'{{"type":"stdin"{size}}}\n'.encode() + data)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _CANCELLING)
-    return len(data)
 
+    def _output(self, frame: dict[str, Any], data: bytes) -> None:
+        stream = frame["stream"]
+        if "by" in frame:
+            _write(_STREAMS[stream], data)
+            return
+        if self._events:
+            from peerd.render import encoded
 
-def _fill(connection: socket, buffer: bytearray) -> None:
-    data = connection.recv(_CHUNK)
-    if not data:
-        raise _Gone
-    buffer += data
+            self._print_event("output", {"stream": stream, **encoded(data)})
+        elif self._collected is not None:
+            self._collected[stream] += data
+        else:
+            _write(_STREAMS[stream], data)
+        self._offsets[stream] += len(data)
+        if sum(self._offsets.values()) - self._confirmed >= _CHUNK:
+            self._confirmed = sum(self._offsets.values())
+            self._send({"type": "ack", "execId": self._exec_id, **self._offsets})
 
+    def _print_event(self, event: str, fields: dict[str, Any]) -> None:
+        from peerd.render import event_line
 
-def _line(connection: socket, buffer: bytearray) -> bytes:
-    while (end := buffer.find(b"\n")) < 0:
-        _fill(connection, buffer)
-    line = bytes(buffer[:end])
-    del buffer[: end + 1]
-    return line
+        _write(1, event_line(event, fields).encode())
 
+    def _cancel(self, _number: int, _frame: object) -> None:
+        if not self._cancellable:
+            os._exit(EXIT_CANCELLED)
+        self._cancellable, self._cancelled = False, True
+        self.connection.sendall(b'{"type":"cancel"}\n')
 
-def _exactly(connection: socket, buffer: bytearray, size: int) -> bytes:
-    while len(buffer) < size:
-        _fill(connection, buffer)
-    data = bytes(buffer[:size])
-    del buffer[:size]
-    return data
+    def _send(self, header: dict[str, Any], data: bytes = b"") -> None:
+        # A signal here would put its cancel into the middle of the frame.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _CANCELLING)
+        self.connection.sendall(json.dumps(header).encode() + b"\n" + data)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _CANCELLING)
+
+    def _send_stdin(self) -> bool:
+        """Send some of standard input, if there is any to send and the daemon has nothing to say first."""
+        room = min(self._until - self._next, _CHUNK)
+        if self._end_sent or room <= 0:
+            return False
+        data = bytes(self._held[self._next - self._base :][:room])
+        if not data and not self._input_ended:
+            import select
+
+            if self.connection.fileno() in select.select([self.connection.fileno(), 0], [], [])[0]:
+                return False
+            data = os.read(0, room)
+            self._held += data
+            self._input_ended = not data
+        self._next += len(data)
+        self._end_sent = not data
+        self._send({"type": "stdin", "size": len(data)} if data else {"type": "stdin"}, data)
+        return True
+
+    def _fill(self) -> None:
+        data = self.connection.recv(_CHUNK)
+        if not data:
+            raise _Gone
+        self._buffer += data
+
+    def _line(self) -> bytes:
+        while (end := self._buffer.find(b"\n")) < 0:
+            self._fill()
+        line = bytes(self._buffer[:end])
+        del self._buffer[: end + 1]
+        return line
+
+    def _exactly(self, size: int) -> bytes:
+        while len(self._buffer) < size:
+            self._fill()
+        data = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        return data
 
 
 def _write(fd: int, data: bytes) -> None:

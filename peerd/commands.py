@@ -9,6 +9,7 @@ from typing import Any
 
 from peerd import validate
 from peerd.config import SETTINGS
+from peerd.errors import Outcome
 
 PEER_METAVAR = "PEER"
 _DEFAULTS = {setting.name: setting.default for setting in SETTINGS}
@@ -78,7 +79,7 @@ class Command:
 
 def snake_case(name: str) -> str:
     """``execOnPeer`` as ``exec_on_peer``."""
-    return re.sub(r"(?<=[a-z])([A-Z])", r"_\1", name).lower()
+    return re.sub(r"(?<=[a-z])([A-Z])", r"_\1", name).replace("-", "_").lower()
 
 
 def _peer(help_: str, required: bool = True) -> Option:
@@ -91,6 +92,14 @@ TIMEOUT = Option(
 )
 BUILD_TIMEOUT = Option(
     "--timeout", "Stop it after this many seconds (the peer's build-timeout: 1800).", "SECONDS", validate.seconds
+)
+JOB = Option("--job", "The job, by its id (see listJobs).", "JOB", validate.exec_id, True)
+JOB_PEER = _peer("The peer where it runs, if its id alone does not find it.", False)
+ENV = Option(
+    "--env", "Set a variable for the command; may be repeated.", "NAME=VALUE", validate.assignment, multiple=True
+)
+FROM = Option(
+    "--address", "The address that it registers from, where its id is not enough.", "ADDRESS", validate.address
 )
 LEADER = Option(
     "--leader", f"The leader's address in the VPN ({_DEFAULTS['leader-address']}).", "ADDRESS", validate.address
@@ -106,18 +115,13 @@ COMMANDS: tuple[Command, ...] = (
             Option("--shellCmd", "The command, for /bin/sh -c.", "COMMAND", validate.shell_command),
             TIMEOUT,
             Option("--stdin", "Send standard input to the command; without it, it reads nothing."),
-            Option(
-                "--env",
-                "Set a variable for the command; may be repeated.",
-                "NAME=VALUE",
-                validate.assignment,
-                multiple=True,
-            ),
+            ENV,
             Option("--user", "Run it as this user of the peer (root).", "USER", validate.user),
             Option("--login", "Run it by the user's own shell, as a login shell."),
             Option("--memory", "Let it use at most so many bytes; K, M, G for powers of 1024.", "SIZE", validate.size),
             Option("--cpu", "Let it use at most this share of one CPU.", "PERCENT", validate.percentage),
             Option("--tasks", "Let it have at most so many processes and threads.", "COUNT", validate.count),
+            Option("--detach", "Print its job id and leave it running; its output is kept there."),
         ),
         record=True,
         rest="argv",
@@ -126,7 +130,39 @@ COMMANDS: tuple[Command, ...] = (
         "remotePull", "Run the peer's pull-command (git pull) in its repository.", (PEER, BUILD_TIMEOUT), record=True
     ),
     Command("remoteBd", "Run the peer's build-command in its build-directory.", (PEER, BUILD_TIMEOUT), record=True),
-    Command("remoteDeployDaemon", "remotePull, then remoteBd; stops at the first failure.", (PEER, BUILD_TIMEOUT)),
+    Command(
+        "remoteDeployDaemon",
+        "remotePull, then remoteBd; stops at a failure, and sees that peerd works.",
+        (PEER, BUILD_TIMEOUT, Option("--no-rollback", "Leave a peerd that does not work as it is.")),
+    ),
+    Command(
+        "listJobs",
+        "List what runs on the peers, and the detached jobs whose output is kept.",
+        (_peer("Only this peer's.", False),),
+        data=True,
+        columns=("exec_id", "peer", "caller", "command", "detached", "started", "outcome", "exit_status"),
+    ),
+    Command("getJob", "Show one job.", (JOB, JOB_PEER), data=True),
+    Command(
+        "attachJob",
+        "Show a detached job's output from its beginning, then live; Ctrl-C leaves it.",
+        (JOB, JOB_PEER),
+        record=True,
+    ),
+    Command("waitJob", "Wait for the end of a job; the exit status is the job's.", (JOB, JOB_PEER), data=True),
+    Command("cancelJob", "Stop a job and all that it started.", (JOB, JOB_PEER)),
+    Command(
+        "history",
+        "List what ran here and what was asked from here, the newest first.",
+        (
+            _peer("Only what has this peer at the other end.", False),
+            Option("--outcome", "Only what ended so.", "OUTCOME", str, choices=tuple(Outcome)),
+            Option("--since", "Only what started since: 30m, 2h, 7d ago, or at a time.", "TIME", validate.since),
+            Option("--limit", "At most so many (100).", "COUNT", validate.count),
+        ),
+        data=True,
+        columns=("started", "side", "peer", "caller", "command", "outcome", "exit_status", "duration", "exec_id"),
+    ),
     Command(
         "setPeerConfig",
         "Set this machine's role, id and leader.",
@@ -142,10 +178,27 @@ COMMANDS: tuple[Command, ...] = (
         "listPeers",
         "List the registered peers.",
         data=True,
-        columns=("peer_id", "ip_address", "hostname", "is_online", "last_seen", "daemon_version"),
+        columns=("peer_id", "ip_address", "hostname", "state", "is_online", "last_seen", "daemon_version"),
     ),
     Command("getPeerInfo", "Show one registered peer.", (PEER,), data=True),
-    Command("deletePeer", "Delete a peer from the registry.", (PEER,)),
+    Command("deletePeer", "Delete a peer from the registry.", (PEER, FROM)),
+    Command("approvePeer", "Make a peer of a registration that waits or was refused.", (PEER, FROM)),
+    Command("rejectPeer", "Keep a peer or a registration out until it is approved or deleted.", (PEER, FROM)),
+    Command(
+        "checkPolicy",
+        "Say whether a peer may run a command on this machine, and why.",
+        (
+            PEER,
+            Option("--directory", "Where it would run.", "PATH", validate.directory),
+            Option("--user", "Whom it would run as (root).", "USER", validate.user),
+            Option("--shellCmd", "The command, for /bin/sh -c.", "COMMAND", validate.shell_command),
+            Option("--action", "remotePull or remoteBd.", "ACTION", str, choices=("pull", "build")),
+            ENV,
+            Option("--timeout", "The timeout that it asks for.", "SECONDS", validate.seconds),
+        ),
+        data=True,
+        rest="argv",
+    ),
     Command("dbSanityCheck", "Delete registry entries that a worker should not have.", data=True),
     Command("ping", "Ask the daemon, or a peer's, for a sign of life.", (_peer("Ask this peer's daemon.", False),)),
     Command("version", "Show the version of the daemon."),

@@ -3,17 +3,38 @@
 from __future__ import annotations
 
 import configparser
+import enum
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from peerd import validate
+from peerd import policy, validate
 
 SECTION = "peerd"
 
 
 class ConfigError(ValueError):
     """A setting that cannot be used; the text names file, setting and reason."""
+
+
+class Mode(enum.StrEnum):
+    """What becomes of a machine that registers for the first time."""
+
+    OPEN = "open"
+    APPROVAL = "approval"
+    CLOSED = "closed"
+
+
+def _mode(text: str) -> Mode:
+    if text not in list(Mode):
+        raise ValueError(f"must be one of {', '.join(Mode)}")
+    return Mode(text)
+
+
+def _yes_or_no(text: str) -> bool:
+    if text not in ("yes", "no"):
+        raise ValueError("must be yes or no")
+    return text == "yes"
 
 
 def _name(text: str) -> str:
@@ -49,6 +70,9 @@ class Setting:
 SETTINGS: tuple[Setting, ...] = (
     Setting("vpn-interface", _name, "wg0", "The WireGuard interface. TCP is served only to what arrives through it."),
     Setting("leader-address", validate.address, "10.0.0.1", "The leader that registerWorker joins by default."),
+    Setting("registration", _mode, "open", "Whether a leader takes new peers: open, approval or closed."),
+    Setting("registry-admins", policy.peers, "*", "Who may delete, approve and reject peers from another machine."),
+    Setting("accept-exec", _yes_or_no, "yes", "Whether other peers may run commands here."),
     Setting("port", _port, "3600", "The TCP port of other peers. The port served here is peerd-tcp.socket's."),
     Setting("repository", validate.directory, "/opt/automateLinux", "Where remotePull runs pull-command."),
     Setting("pull-command", validate.shell_command, "git pull", "What remotePull runs here, by /bin/sh -c."),
@@ -62,9 +86,20 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("default-timeout", validate.seconds, "30", "Seconds a command may run here when its caller names none."),
     Setting("build-timeout", validate.seconds, "1800", "The same for pull-command and build-command."),
     Setting("max-timeout", validate.seconds, "86400", "The longest timeout that a caller may ask for; seconds."),
+    Setting("detached-timeout", validate.seconds, "86400", "Seconds a detached command may run here by default."),
+    Setting(
+        "reattach-timeout",
+        validate.seconds,
+        "10",
+        "Seconds that a command goes on when the connection to its caller broke, and that a caller tries to get back.",
+    ),
     Setting("stop-grace", validate.seconds, "5", "Seconds from SIGTERM to SIGKILL when a command is stopped."),
     Setting("connect-timeout", validate.seconds, "4", "Seconds to wait for a connection to another peer."),
     Setting("heartbeat-interval", validate.seconds, "10", "Seconds between a worker's heartbeats to the leader."),
+    Setting("job-output-limit", validate.size, "64M", "Bytes of a detached command's output that are kept."),
+    Setting("total-output-limit", validate.size, "1G", "Bytes of all detached commands' output that are kept."),
+    Setting("job-retention", validate.seconds, "604800", "Seconds that the output of an ended detached command stays."),
+    Setting("history-limit", _count, "50000", "How many commands the history holds."),
     Setting("max-commands", _count, "1024", "How many commands may run here at once."),
     Setting(
         "max-connections", _count, "1024", "How many connections of peers and of local clients are served at once."
@@ -74,10 +109,16 @@ SETTINGS: tuple[Setting, ...] = (
 
 @dataclass(frozen=True)
 class Config:
-    """The settings in force; an attribute for each row of :data:`SETTINGS`, durations in seconds."""
+    """The settings in force; an attribute for each row of :data:`SETTINGS`, durations in seconds.
+
+    :ivar policy: what peers may do here
+    """
 
     vpn_interface: str
     leader_address: str
+    registration: Mode
+    registry_admins: tuple[str, ...]
+    accept_exec: bool
     port: int
     repository: str
     pull_command: str
@@ -86,11 +127,18 @@ class Config:
     default_timeout: float
     build_timeout: float
     max_timeout: float
+    detached_timeout: float
+    reattach_timeout: float
     stop_grace: float
     connect_timeout: float
     heartbeat_interval: float
+    job_output_limit: int
+    total_output_limit: int
+    job_retention: float
+    history_limit: int
     max_commands: int
     max_connections: int
+    policy: policy.Policy
 
     @property
     def build_path(self) -> str:
@@ -104,32 +152,56 @@ def parse(sources: Iterable[tuple[str, str]]) -> tuple[Config, list[str]]:
     """The configuration in these files, and a warning for each thing in them that was ignored.
 
     :param sources: (file name, text) pairs; a later file wins over an earlier one
-    :raises ConfigError: for text that is no configuration, and for a value out of its bounds
+    :raises ConfigError: for text that is no configuration, for a value out of its bounds, and for anything in a policy
+        that is not understood
     """
-    table = {setting.name: setting for setting in SETTINGS}
     values: dict[str, Any] = {}
+    sections: dict[str, dict[str, Any]] = {}
     warnings: list[str] = []
     for file, text in sources:
-        for name, value in _read(file, text, warnings).items():
-            if name not in table:
-                warnings.append(f"{file}: unknown setting {name!r}, ignored")
-                continue
-            try:
-                values[name] = table[name].parse(value)
-            except ValueError as error:
-                raise ConfigError(f"{file}: {name}: {error}") from None
-    for name, setting in table.items():
-        values.setdefault(name, setting.parse(setting.default))
-    if values["default-timeout"] > values["max-timeout"] or values["build-timeout"] > values["max-timeout"]:
-        raise ConfigError("default-timeout and build-timeout must not be more than max-timeout")
-    return Config(**{name.replace("-", "_"): value for name, value in values.items()}), warnings
+        for section, settings in _read(file, text).items():
+            parsers = _parsers(file, section)
+            into = values if section == SECTION else sections.setdefault(section, {})
+            for name, value in settings.items():
+                if name in parsers:
+                    try:
+                        into[name] = parsers[name](value)
+                    except ValueError as error:
+                        raise ConfigError(f"{file}: {name}: {error}") from None
+                elif section == SECTION:
+                    warnings.append(f"{file}: unknown setting {name!r}, ignored")
+                else:
+                    raise ConfigError(f"{file}: [{section}]: unknown setting {name!r}")
+    for setting in SETTINGS:
+        values.setdefault(setting.name, setting.parse(setting.default))
+    defaults = ("default-timeout", "build-timeout", "detached-timeout")
+    if any(values[name] > values["max-timeout"] for name in defaults):
+        raise ConfigError(f"{', '.join(defaults)} must not be more than max-timeout")
+    try:
+        rules = policy.build(sections, values["accept-exec"], values["registry-admins"])
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return Config(**{name.replace("-", "_"): value for name, value in values.items()}, policy=rules), warnings
 
 
-def _read(file: str, text: str, warnings: list[str]) -> Mapping[str, str]:
+def _parsers(file: str, section: str) -> Mapping[str, Callable[[str], Any]]:
+    """The settings that a section may have. A policy that is not understood must not be ignored."""
+    if section == SECTION:
+        return {setting.name: setting.parse for setting in SETTINGS}
+    kind, _, name = section.partition(" ")
+    if kind not in policy.KINDS:
+        raise ConfigError(f"{file}: unknown section [{section}]")
+    try:
+        validate.peer_id(name)
+    except ValueError:
+        raise ConfigError(f"{file}: [{section}]: a name is needed, of letters, digits, '.', '-' and '_'") from None
+    return policy.KINDS[kind]
+
+
+def _read(file: str, text: str) -> Mapping[str, Mapping[str, str]]:
     parser = configparser.RawConfigParser(delimiters=("=",), comment_prefixes=("#", ";"), default_section="")
     try:
         parser.read_string(text, file)
     except configparser.Error as error:
         raise ConfigError(f"{file}: {' '.join(str(error).split())}") from None
-    warnings.extend(f"{file}: unknown section [{name}], ignored" for name in parser.sections() if name != SECTION)
-    return dict(parser[SECTION]) if parser.has_section(SECTION) else {}
+    return {name: dict(parser[name]) for name in parser.sections()}

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from peerd import messages, network, protocol
 from peerd.errors import Code, PeerdError
+from peerd.messages import Hello
 from peerd.protocol import Decoder, Frame
 
 _CHUNK = 256 * 1024
@@ -19,12 +20,16 @@ _NO_LINGER = struct.pack("ii", 1, 0)
 
 
 class Connection:
-    """One end of a connection."""
+    """One end of a connection.
+
+    :ivar hello: what the other end said of itself
+    """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
         self._decoder = Decoder()
+        self.hello = Hello(protocol.OLDEST_VERSION, "")
 
     @property
     def socket(self) -> socket.socket:
@@ -43,6 +48,11 @@ class Connection:
         """The port from which a TCP connection comes; 0 where it is not known."""
         name = self._writer.get_extra_info("peername")
         return int(name[1]) if name else 0
+
+    @property
+    def resumable(self) -> bool:
+        """Whether the other end confirms what it received and can get back to a command."""
+        return self.hello.protocol >= protocol.RESUMABLE
 
     @property
     def usable(self) -> bool:
@@ -136,10 +146,10 @@ async def connect(address: str, port: int, timeout: float, version: str) -> Conn
     try:
         async with asyncio.timeout(timeout):
             dialled = await network.dial(address, port)
-            network.tune(dialled, reader_may_pause=False)
+            network.tune(dialled)
             connection = Connection(*await asyncio.open_connection(sock=dialled))
-            connection.post("hello", messages.hello(version))
-            messages.check_hello((await connection.expect("hello")).fields)
+            connection.post("hello", messages.hello(version, network.boot_id()))
+            connection.hello = messages.check_hello((await connection.expect("hello")).fields)
     except BaseException:
         if connection:
             connection.abort()

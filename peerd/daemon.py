@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,17 @@ from systemd import daemon as systemd
 from peerd import __version__, config
 from peerd.errors import PeerdError
 from peerd.executor import Executor
-from peerd.fronts import Front, TcpFront, UnixFront
+from peerd.fronts import Front
+from peerd.history import History
 from peerd.journal import Event, log, report
 from peerd.node import Node
 from peerd.protocol import MAX_HEADER
 from peerd.registry import Registry
 from peerd.scopes import ScopeManager
 from peerd.service import Service
+from peerd.storage import Storage
+from peerd.tcpfront import TcpFront
+from peerd.unixfront import UnixFront
 
 CONFIG_FILE = Path("/etc/peerd/peerd.conf")
 CONFIG_DIRECTORY = Path("/etc/peerd/peerd.conf.d")
@@ -55,21 +60,36 @@ def _read(file: Path) -> str:
 class Daemon:
     """One daemon: made from a configuration, runs until it is told to stop."""
 
-    def __init__(self, settings: config.Config, listeners: dict[str, list[socket.socket]], state: Path) -> None:
+    def __init__(
+        self,
+        settings: config.Config,
+        listeners: Mapping[str, Sequence[socket.socket]],
+        kept: Mapping[str, Sequence[int]],
+        state: Path,
+    ) -> None:
         self._settings = settings
         self._listeners = listeners
+        self._kept = kept
         self._notifier = sdnotify.SystemdNotifier()
         self._stopping = asyncio.Event()
         self._status_due: asyncio.TimerHandle | None = None
         self._registry = Registry(state / "peerd.db")
+        self._history = History(state / "jobs.db")
         self._scopes = ScopeManager()
 
         def current() -> config.Config:
             return self._settings
 
         self._node = Node(self._registry, current, self._changed)
-        self._executor = Executor(self._scopes, current, lambda: self._node.peer_id, self._changed)
-        service = Service(self._node, self._executor, self._registry, current)
+        self._executor = Executor(
+            self._scopes,
+            self._history,
+            Storage(state / "jobs", current),
+            current,
+            lambda: self._node.peer_id,
+            self._changed,
+        )
+        service = Service(self._node, self._executor, self._registry, self._history, current)
         self._fronts: dict[str, Front] = {
             "unix": UnixFront(self._node, service, current),
             "tcp": TcpFront(self._node, self._executor, current),
@@ -82,7 +102,7 @@ class Daemon:
             loop.add_signal_handler(number, self._stopping.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         loop.set_exception_handler(_report_stray)
-        self._executor.start()
+        self._executor.start(self._kept)
         self._node.start()
         # For the unix socket, too: start_unix_server of Python 3.13 would remove its file, which is systemd's.
         servers = [
@@ -97,12 +117,13 @@ class Daemon:
         self._notifier.notify("STOPPING=1\nSTATUS=Stopping")
         for server in servers:
             server.close()
-        await self._node.close()
         for front in self._fronts.values():
-            front.close()
+            await front.close()
+        await self._executor.close()
+        await self._node.close()
         watchdog.cancel()
-        self._executor.close()
         self._scopes.close()
+        self._history.close()
         self._registry.close()
 
     def _status(self) -> str:
@@ -153,18 +174,22 @@ def _warn(warnings: list[str]) -> None:
         log(Event.CONFIG_WARNING, warning)
 
 
-def _listeners() -> dict[str, list[socket.socket]]:
-    found: dict[str, list[socket.socket]] = {"unix": [], "tcp": []}
+def _given() -> tuple[dict[str, list[socket.socket]], dict[str, list[int]]]:
+    """What systemd gave this process: the listening sockets, and the descriptors that it kept; both by name."""
+    listeners: dict[str, list[socket.socket]] = {"unix": [], "tcp": []}
+    kept: dict[str, list[int]] = {}
     for fd, name in systemd.listen_fds_with_names(unset_environment=True).items():
-        if name in found:
+        if name in listeners:
             listener = socket.socket(fileno=fd)
             listener.setblocking(False)
-            found[name].append(listener)
-    return found
+            listeners[name].append(listener)
+        else:
+            kept.setdefault(name, []).append(fd)
+    return listeners, kept
 
 
 async def _run(settings: config.Config, state: Path) -> None:
-    await Daemon(settings, _listeners(), state).run()
+    await Daemon(settings, *_given(), state).run()
 
 
 def main() -> int:

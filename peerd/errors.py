@@ -41,7 +41,12 @@ class Code(enum.StrEnum):
     CONNECT_FAILED = "connect-failed"
     TIMEOUT = "timeout"
     LOST = "lost"
+    CUT_OFF = "cut-off"
     CANCELLED = "cancelled"
+    NO_SUCH_JOB = "no-such-job"
+    NOT_DETACHED = "not-detached"
+    NOT_WAITED = "not-waited"
+    OUTPUT_GONE = "output-gone"
     NO_SUCH_DIRECTORY = "no-such-directory"
     NOT_A_DIRECTORY = "not-a-directory"
     NO_SUCH_USER = "no-such-user"
@@ -55,6 +60,9 @@ class Code(enum.StrEnum):
     ADDRESS_TAKEN = "address-taken"
     KEY_CHANGED = "key-changed"
     DELETED = "deleted"
+    PENDING = "pending"
+    REJECTED = "rejected"
+    REGISTRATION_CLOSED = "registration-closed"
     NOT_LEADER = "not-leader"
     NO_ROLE = "no-role"
     OWN_ADDRESS = "own-address"
@@ -63,6 +71,7 @@ class Code(enum.StrEnum):
     BAD_MESSAGE = "bad-message"
     UNKNOWN_MESSAGE = "unknown-message"
     VERSION = "version"
+    TOO_OLD = "too-old"
     BUSY = "busy"
     INTERNAL = "internal"
 
@@ -120,8 +129,13 @@ KINDS: Mapping[Code, Kind] = {
         "Lost connection to {peer} while the command ran",
         (
             "It may have finished, or was stopped when the connection broke. It was not run again.",
-            "What happened: journalctl -t peerd PEERD_EXEC_ID={exec_id}, there",
+            "How it ended: d getJob --job {exec_id}",
         ),
+        Outcome.LOST,
+    ),
+    Code.CUT_OFF: Kind(
+        "Cut off: {peer} went down while the command ran",
+        ("How far it came is not known. It was not run again.",),
         Outcome.LOST,
     ),
     Code.CANCELLED: Kind(
@@ -129,6 +143,22 @@ KINDS: Mapping[Code, Kind] = {
         (),
         Outcome.CANCELLED,
         EXIT_CANCELLED,
+    ),
+    Code.NO_SUCH_JOB: Kind(
+        "No such job: {exec_id}",
+        ("Where its id is not found: --peer PEER says where it runs. The jobs: d listJobs, d history",),
+    ),
+    Code.NOT_DETACHED: Kind(
+        "Not a detached job: {exec_id}",
+        ("Its output goes to who started it. How it is: d getJob --job {exec_id}",),
+    ),
+    Code.NOT_WAITED: Kind(
+        "Stopped waiting for {exec_id}", ("It goes on: d getJob --job {exec_id}",), Outcome.CANCELLED, EXIT_CANCELLED
+    ),
+    Code.OUTPUT_GONE: Kind(
+        "Output is not kept any more: {exec_id}",
+        ("How it ended: d getJob --job {exec_id}",),
+        Outcome.LOST,
     ),
     Code.NO_SUCH_DIRECTORY: Kind("No such directory on {peer}: {directory}"),
     Code.NOT_A_DIRECTORY: Kind("Not a directory on {peer}: {directory}"),
@@ -157,11 +187,26 @@ KINDS: Mapping[Code, Kind] = {
     ),
     Code.KEY_CHANGED: Kind(
         "WireGuard key changed: {peer} ({address}) was registered with another key",
-        ("If that is right, run on the leader: d deletePeer --peer {peer}",),
+        ("If that is right, run on the leader: d approvePeer --peer {peer}",),
         Outcome.DENIED,
     ),
     Code.DELETED: Kind(
         "Peer {peer} was deleted from the registry", ("To join again, run here: d registerWorker",), Outcome.DENIED
+    ),
+    Code.PENDING: Kind(
+        "Registration waits for approval: {peer} ({address})",
+        ("On the leader, run: d approvePeer --peer {peer}",),
+        Outcome.DENIED,
+    ),
+    Code.REJECTED: Kind(
+        "Registration was rejected: {peer} ({address})",
+        ("To let it in, run on the leader: d approvePeer --peer {peer}",),
+        Outcome.DENIED,
+    ),
+    Code.REGISTRATION_CLOSED: Kind(
+        "Registration is closed: {peer} ({address}) is not a peer",
+        ("The leader's setting: registration, in peerd.conf(5)",),
+        Outcome.DENIED,
     ),
     Code.NOT_LEADER: Kind(
         "{address} is not the leader",
@@ -181,6 +226,10 @@ KINDS: Mapping[Code, Kind] = {
     Code.BAD_MESSAGE: Kind("Malformed message: {reason}"),
     Code.UNKNOWN_MESSAGE: Kind("Unknown message: {name}", ("Is peerd on one of the machines older? (d listPeers)",)),
     Code.VERSION: Kind("No common protocol version: theirs is {theirs}, ours is {ours}"),
+    Code.TOO_OLD: Kind(
+        "peerd on {peer} is too old for this",
+        ("Which version it has: d listPeers. To upgrade it: d remoteDeployDaemon",),
+    ),
     Code.BUSY: Kind("Too busy: {reason}", ("Try again when some of them have ended.",), Outcome.DENIED),
     Code.INTERNAL: Kind("Internal error: {reason}", ("The record: journalctl -t peerd",)),
 }

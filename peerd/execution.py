@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from peerd import remote, validate
+from peerd import history, validate
 from peerd.answer import Answer
+from peerd.config import Config
 from peerd.errors import Code, PeerdError
 from peerd.executor import Executor
+from peerd.history import History
+from peerd.job import Job
 from peerd.journal import Event, log
 from peerd.messages import Action, ExecRequest, ExecResult
 from peerd.node import Node
+from peerd.remote import Remote
 from peerd.render import record
 from peerd.run import describe
-from peerd.session import Session
+from peerd.session import Resume, Session
 
 _USEC = 1_000_000
+_RETRY_DELAY = 0.2
 
 
 class Execution:
     """A part of the service: a method for each of these commands."""
 
-    def __init__(self, node: Node, executor: Executor) -> None:
+    def __init__(self, node: Node, executor: Executor, past: History, config: Callable[[], Config]) -> None:
         self._node = node
         self._executor = executor
+        self._history = past
+        self._config = config
 
     async def do_exec_on_peer(
         self,
@@ -41,11 +50,14 @@ class Execution:
         memory: int | None = None,
         cpu: float | None = None,
         tasks: int | None = None,
+        detach: bool = False,
         argv: Sequence[str] = (),
     ) -> Answer:
         """Run a shell command, or a program with its arguments, on a peer."""
         if bool(shell_cmd) == bool(argv):
             raise PeerdError(Code.USAGE, reason="Either --shellCmd or a program after -- is needed, and not both")
+        if detach and stdin:
+            raise PeerdError(Code.USAGE, reason="--stdin does not go with --detach: nobody stays to send it")
         try:
             program = validate.arguments(argv) if argv else ()
         except ValueError as error:
@@ -63,57 +75,110 @@ class Execution:
             memory=memory,
             cpu=cpu,
             tasks=tasks,
+            detach=detach,
         )
-        return _answer(peer, request, await self.execute(peer, request, session))
+        job = await self.execute(peer, request, session)
+        result = job.result
+        if detach and result is None:
+            return Answer(text=job.exec_id, record=record(job))
+        return answer_of(job)
 
     async def do_remote_pull(self, session: Session, peer: str, timeout: float | None = None) -> Answer:
         """Run the peer's pull-command."""
-        return await self._act(session, peer, Action.PULL, timeout)
+        return await self.act(session, peer, Action.PULL, timeout)
 
     async def do_remote_bd(self, session: Session, peer: str, timeout: float | None = None) -> Answer:
         """Run the peer's build-command."""
-        return await self._act(session, peer, Action.BUILD, timeout)
+        return await self.act(session, peer, Action.BUILD, timeout)
 
-    async def do_remote_deploy_daemon(self, session: Session, peer: str, timeout: float | None = None) -> Answer:
-        """Pull, then build; stop at the first failure and say at which step."""
-        for step, action in enumerate(Action, 1):
-            session.say(f"{action} on {peer} (step {step} of {len(Action)})")
-            answer = await self._act(session, peer, action, timeout)
-            if answer.status:
-                skipped = ", build not started" if action is Action.PULL else ""
-                session.say(f"Deploy on {peer} failed: {action} ended with exit status {answer.status}{skipped}")
-                return answer
-        session.say(f"Deployed on {peer}")
-        return Answer()
+    async def execute(self, peer_id: str, request: ExecRequest, session: Session, step: int = 1) -> Job:
+        """Run a command on a peer, which may be this machine; every failure is a result too.
 
-    async def execute(self, peer_id: str, request: ExecRequest, session: Session) -> ExecResult:
-        """Run a command on a peer, which may be this machine; every failure is a result too."""
-        fields = describe(request, peer_id, str(session.caller))
-        log(Event.COMMAND_ASKED, f"{request.exec_id} asked of {peer_id} by {session.caller}", **fields)
+        :param step: which of its caller's commands it is
+        :returns: the command with its result; a detached one, once it was started, without
+        """
+        resume = session.resume if session.resume and session.resume.step == step else None
+        if resume:
+            request = replace(request, exec_id=resume.exec_id)
+        job = Job.of(request, peer_id, str(session.caller), time.time_ns() // 1000)
+        here = peer_id == self._node.peer_id
+        if not resume:
+            log(Event.COMMAND_ASKED, f"{job.exec_id} asked of {peer_id} by {job.caller}", **describe(job, peer_id))
+        if not resume and not here:
+            self._history.put(history.ASKED, peer_id, job)
+        session.running(job.exec_id, step)
         began = time.monotonic()
         try:
-            if peer_id == self._node.peer_id:
-                result = await self._executor.run(request, session.caller, session.sink, session.cancel, session.stdin)
+            if here:
+                result = await self._run_here(request, session, resume)
             else:
-                result = await remote.execute(self._node.pool, await self._node.resolve(peer_id), request, session)
+                remote = await self.remote(peer_id, request.exec_id, session, resume is not None)
+                if resume and not request.detach:
+                    result = await remote.attach(resume.offsets, True)
+                else:
+                    result = await remote.execute(request)
         except PeerdError as error:
-            result = ExecResult.failure(error, round((time.monotonic() - began) * 1_000_000))
+            result = ExecResult.failure(error, round((time.monotonic() - began) * _USEC))
+        # Who is cut off while a detached command starts asks for the same once more.
+        if request.detach and (not result.error or (resume and result.error.code is Code.DUPLICATE)):
+            return job
+        job = replace(job, result=result)
         if result.left_behind:
             count = f"{result.left_behind} background process{'es' if result.left_behind > 1 else ''}"
             session.say(f"Stopped {count} that the command left running on {peer_id}")
+        if not here:
+            self._history.put(history.ASKED, peer_id, job)
+            self._history.trim(self._config().history_limit)
         log(
             Event.COMMAND_ANSWERED,
-            f"{request.exec_id} asked of {peer_id} ended: {result.outcome}, exit status {result.exit_status}",
-            **fields,
+            f"{job.exec_id} asked of {peer_id} ended: {result.outcome}, exit status {result.exit_status}",
+            **describe(job, peer_id),
             outcome=result.outcome,
             exit_status=result.exit_status,
             duration_usec=result.duration_usec,
         )
+        return job
+
+    async def remote(
+        self, peer_id: str, exec_id: str, session: Session, patient: bool = False, patience: float | None = None
+    ) -> Remote:
+        """The other side of a command on another peer.
+
+        :param patient: whether to wait for the leader, to which a worker that was started just now is not connected yet
+        :param patience: seconds to try to get back to it, reattach-timeout if not given
+        :raises PeerdError: PEER_NOT_FOUND, or why the leader cannot be asked
+        """
+        patience = patience or self._config().reattach_timeout
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                target = await self._node.resolve(peer_id)
+            except PeerdError as error:
+                if error.code is not Code.NOT_CONNECTED or not patient or time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(_RETRY_DELAY)
+            else:
+                return Remote(self._node.pool, target, exec_id, session, patience)
+
+    async def _run_here(self, request: ExecRequest, session: Session, resume: Resume | None) -> ExecResult:
+        if request.detach:
+            return await self._executor.detach(request, session.caller)
+        if not resume:
+            await self._executor.launch(request, session.caller)
+        offsets = resume.offsets if resume else session.delivery.offsets
+        try:
+            result = await self._executor.attend(request.exec_id, session, offsets)
+        except ConnectionError:
+            result = None
+        if result is None:
+            raise PeerdError(Code.LOST, peer=self._node.peer_id, exec_id=request.exec_id)
+        self._executor.delivered(request.exec_id)
         return result
 
-    async def _act(self, session: Session, peer: str, action: Action, timeout: float | None) -> Answer:
+    async def act(self, session: Session, peer: str, action: Action, timeout: float | None, step: int = 1) -> Answer:
+        """Have a peer do one of its own actions."""
         request = ExecRequest(new_exec_id(), action=action, timeout=timeout)
-        return _answer(peer, request, await self.execute(peer, request, session))
+        return answer_of(await self.execute(peer, request, session, step))
 
 
 def new_exec_id() -> str:
@@ -121,5 +186,7 @@ def new_exec_id() -> str:
     return secrets.token_hex(8)
 
 
-def _answer(peer: str, request: ExecRequest, result: ExecResult) -> Answer:
-    return Answer(error=result.error, status=result.exit_status, record=record(peer, request, result))
+def answer_of(job: Job) -> Answer:
+    """The answer of a command that was run."""
+    assert job.result is not None
+    return Answer(error=job.result.error, status=job.result.exit_status, record=record(job))

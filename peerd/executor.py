@@ -1,25 +1,36 @@
-"""Runs commands on this machine: which may start, what their requests leave open, and the record of each."""
+"""Runs commands on this machine: which may start, who hears of them, what outlives whom, and the record of each."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import Callable
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
-from peerd import scopes
+from peerd import fdstore, guard, handles, history, run, scopes
+from peerd.audience import Audience
 from peerd.config import Config
-from peerd.errors import Code, PeerdError
-from peerd.journal import Event, log
-from peerd.messages import Action, ExecRequest, ExecResult
+from peerd.errors import Code, Outcome, PeerdError
+from peerd.handles import HandlesError
+from peerd.history import History
+from peerd.job import Job
+from peerd.journal import Event, log, report
+from peerd.messages import Action, ExecRequest, ExecResult, Offsets
 from peerd.run import Run, describe
 from peerd.scopes import ScopeManager
-from peerd.session import Caller, Sink
+from peerd.session import Caller, Session
 from peerd.spawning import Spawner
-from peerd.stdin import Stdin
+from peerd.storage import Quota, Storage
+from peerd.streams import Output, Room, Window
 
 _REMEMBERED = 100_000
-"""How many exec ids are remembered, so that none runs twice."""
+"""How many exec ids are remembered in memory, so that none runs twice even where the history cannot be written."""
+_STDIN_NAME = ".stdin"
+_DEPLOY = Path(__file__).with_name("deploy.sh")
+_DEPLOY_TIME = 300.0
+"""Seconds for a deploy beside its build: to see that peerd works, to roll back, and to see it again."""
 
 
 class Executor:
@@ -33,66 +44,173 @@ class Executor:
     def __init__(
         self,
         scope_manager: ScopeManager,
+        past: History,
+        storage: Storage,
         config: Callable[[], Config],
         name: Callable[[], str],
         changed: Callable[[], None],
     ) -> None:
         self._scopes = scope_manager
+        self._history = past
+        self._storage = storage
         self._spawner = Spawner()
         self._config = config
         self._name = name
         self._changed = changed
         self._seen: OrderedDict[str, None] = OrderedDict()
-        self.running = 0
+        self._runs: dict[str, Run] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._attending: Counter[str] = Counter()
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._starting: set[asyncio.Task[Run]] = set()
 
-    def start(self) -> None:
-        """Get ready for the first command."""
+    @property
+    def running(self) -> int:
+        """How many commands run now."""
+        return len(self._tasks) + len(self._starting)
+
+    def start(self, kept: Mapping[str, Sequence[int]]) -> None:
+        """Get ready for the first command, and take up those that an earlier process left.
+
+        :param kept: the descriptors that systemd kept, by name
+        """
         self._spawner.start()
+        for name, descriptors in kept.items():
+            if not name.endswith(_STDIN_NAME):
+                self._adopt(name, descriptors, kept.get(f"{name}{_STDIN_NAME}", []))
+        for entry in self._history.find(history.RAN, outcome="", limit=_REMEMBERED):
+            if entry.job.exec_id not in self._runs:
+                lost = PeerdError(Code.CUT_OFF, peer=self._name())
+                self._record(replace(entry.job, result=ExecResult.failure(lost)), entry.peer)
+        self._storage.expire(self._runs)
 
-    def close(self) -> None:
-        """Let go of the spawner; running commands go on."""
+    async def close(self) -> None:
+        """Let go of what runs; it goes on, for another process to take up."""
+        if self._starting:
+            await asyncio.wait(self._starting)
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for one in self._runs.values():
+            one.leave()
         self._spawner.close()
 
-    async def run(
-        self, request: ExecRequest, caller: Caller, sink: Sink, cancel: asyncio.Event, stdin: Stdin | None = None
-    ) -> ExecResult:
-        """Run a command to its end and return how it ended; every failure is a result too.
+    # --- starting
 
-        :param stdin: what the command reads, where its request says that its caller sends it
-        :param cancel: when set, the command is stopped and what it still says is dropped
+    async def launch(self, request: ExecRequest, caller: Caller) -> Run:
+        """Start a command.
+
+        :raises PeerdError: why it was not started; that it was refused is recorded
         """
         try:
-            request = self._resolve(request)
+            asked, request = request.timeout, self._resolve(request)
+            if not caller.user:
+                request = await guard.admit(self._config().policy, request, asked, caller.peer, self._name())
+            request = self._settle(request)
             self._admit(request)
+            # A task of its own: a caller that goes away now finds a command that can be looked after, or none.
+            starting = asyncio.create_task(self._launch(request, caller))
+            self._starting.add(starting)
+            starting.add_done_callback(self._starting.discard)
+            return await asyncio.shield(starting)
         except PeerdError as error:
-            return self._record(request, caller, ExecResult.failure(error))
-        self.running += 1
-        self._changed()
-        grace = self._config().stop_grace
-        run = Run(request, caller, sink, cancel, stdin, self._scopes, self._spawner, grace, self._name())
+            job = Job.of(request, self._name(), str(caller), time.time_ns() // 1000)
+            self._record(replace(job, result=ExecResult.failure(error)), caller.peer, error.code is not Code.DUPLICATE)
+            raise
+
+    async def detach(self, request: ExecRequest, caller: Caller) -> ExecResult:
+        """Start a detached command, and return once it runs or has failed to.
+
+        :raises PeerdError: as :meth:`launch`
+        """
+        one = await self.launch(request, caller)
+        await one.started.wait()
+        if not one.began:
+            await one.ended.wait()
+        return one.result if one.result and one.result.error else ExecResult(Outcome.EXITED, 0)
+
+    async def _launch(self, request: ExecRequest, caller: Caller) -> Run:
+        spools = self._storage.create(request.exec_id) if request.detach else {}
+        room: Room = Quota(self._storage, spools, self._config().job_output_limit) if spools else Window()
         try:
-            result = await run.to_end()
-        finally:
-            self.running -= 1
-            self._changed()
-        return self._record(request, caller, result)
+            started = await run.launch(
+                request,
+                caller,
+                spools,
+                room,
+                self._scopes,
+                self._spawner,
+                self._config().stop_grace,
+                self._name(),
+                lambda job: self._history.put(history.RAN, caller.peer, job),
+            )
+        except BaseException:
+            if spools:
+                self._storage.remove(request.exec_id)
+                for spool in spools.values():
+                    spool.close()
+            raise
+        self._take_up(started)
+        return started
+
+    def _take_up(self, one: Run, known: ExecResult | None = None) -> None:
+        exec_id = one.request.exec_id
+        self._runs[exec_id] = one
+        self._tasks[exec_id] = asyncio.create_task(self._see_to_end(one, known))
+        self._changed()
+        self._watch_over(one)
+
+    def _adopt(self, name: str, descriptors: Sequence[int], stdin: Sequence[int]) -> None:
+        try:
+            ours, start, notes = handles.adopt(name, descriptors, stdin[0] if stdin else None)
+        except HandlesError as error:
+            log(Event.INTERNAL_ERROR, f"{name} cannot be taken up again: {error}")
+            fdstore.forget(name)
+            fdstore.forget(f"{name}{_STDIN_NAME}")
+            return
+        exec_id = start.request.exec_id
+        spools = self._storage.open(exec_id, live=True) if start.request.detach else ours.spools
+        entry = self._history.get(history.RAN, exec_id)
+        if not spools or not (entry or handles.RELEASED in notes):
+            # It was never released: whoever asked for it will ask again.
+            ours.close(forget=True)
+            self._storage.remove(exec_id)
+            for spool in (spools or {}).values():
+                spool.close()
+            return
+        room: Room = Quota(self._storage, spools, self._config().job_output_limit) if start.request.detach else Window()
+        self._seen[exec_id] = None
+        cancelled = handles.CANCELLED in notes
+        one = Run(start, ours, spools, room, self._scopes, self._name(), True, cancelled)
+        self._take_up(one, entry.job.result if entry else None)
 
     def _resolve(self, request: ExecRequest) -> ExecRequest:
         config = self._config()
-        directory, command, default = request.directory, request.shell_cmd, config.default_timeout
+        default = config.detached_timeout if request.detach else config.default_timeout
         if request.action:
             default = config.build_timeout
             pull = request.action is Action.PULL
             directory = config.repository if pull else config.build_path
             command = config.pull_command if pull else config.build_command
+            request = replace(request, directory=directory, shell_cmd=command)
         timeout = request.timeout or default
         if timeout > config.max_timeout:
             limit = f"a timeout of {timeout:g} s is more than max-timeout of {self._name()}, {config.max_timeout:g} s"
             raise PeerdError(Code.DENIED, reason=limit)
-        return replace(request, directory=directory, shell_cmd=command, timeout=timeout)
+        return replace(request, timeout=timeout)
+
+    @staticmethod
+    def _settle(request: ExecRequest) -> ExecRequest:
+        """The request of an action as that of a command, which any process of peerd can take up."""
+        if request.action is Action.DEPLOY:
+            timeout = request.timeout or 0.0
+            argv = ("/bin/sh", str(_DEPLOY), "yes" if request.rollback else "no", f"{timeout:g}", request.shell_cmd)
+            request = replace(request, argv=argv, shell_cmd="", timeout=timeout + _DEPLOY_TIME)
+        return replace(request, action=None)
 
     def _admit(self, request: ExecRequest) -> None:
-        if request.exec_id in self._seen:
+        if request.exec_id in self._seen or self._history.get(history.RAN, request.exec_id):
             raise PeerdError(Code.DUPLICATE, peer=self._name(), exec_id=request.exec_id)
         limit = self._config().max_commands
         if self.running >= limit:
@@ -101,15 +219,155 @@ class Executor:
         if len(self._seen) > _REMEMBERED:
             self._seen.popitem(last=False)
 
-    def _record(self, request: ExecRequest, caller: Caller, result: ExecResult) -> ExecResult:
+    # --- ending
+
+    async def _see_to_end(self, one: Run, known: ExecResult | None) -> None:
+        """See a command to its end.
+
+        :param known: its result where an earlier process saw its end, and only its caller did not hear of it
+        """
+        exec_id = one.request.exec_id
+        try:
+            one.result = await one.to_end()
+        except Exception as error:
+            report(error, f"command {exec_id}")
+            one.result = ExecResult.failure(PeerdError(Code.INTERNAL, reason=type(error).__name__))
+        if known:
+            one.result = known
+        else:
+            self._record(one.job, one.caller.peer)
+        self._history.trim(self._config().history_limit)
+        one.ended.set()
+        one.output.end()
+        del self._tasks[exec_id]
+        self._changed()
+        if one.request.detach:
+            self._storage.settle(exec_id)
+            self._storage.expire(self._runs)
+            if not self._attending[exec_id]:
+                self._forget(one)
+
+    def _record(self, job: Job, peer: str, keep: bool = True) -> None:
+        assert job.result is not None
+        if keep:
+            self._history.put(history.RAN, peer, job)
+        result = job.result
         detail = f": {result.error.sentence}" if result.error else ""
         log(
             Event.COMMAND_ENDED,
-            f"{request.exec_id} for {caller} ended: {result.outcome}, exit status {result.exit_status}{detail}",
-            **describe(request, caller.peer, str(caller)),
+            f"{job.exec_id} for {job.caller} ended: {result.outcome}, exit status {result.exit_status}{detail}",
+            **describe(job, peer),
             outcome=result.outcome,
             exit_status=result.exit_status,
             duration_usec=result.duration_usec,
-            unit=scopes.scope_name(request.exec_id),
+            unit=scopes.scope_name(job.exec_id),
         )
-        return result
+
+    def _watch_over(self, one: Run) -> None:
+        """See that a command that nobody listens to any more does not outlive reattach-timeout, unless it may."""
+        exec_id = one.request.exec_id
+        if exec_id in self._timers:
+            self._timers.pop(exec_id).cancel()
+        if not one.request.detach and not self._attending[exec_id]:
+            loop = asyncio.get_running_loop()
+            self._timers[exec_id] = loop.call_later(self._config().reattach_timeout, self._abandon, one)
+
+    def _abandon(self, one: Run) -> None:
+        if one.result is None:
+            one.cancel()
+            self._watch_over(one)
+        else:
+            self._forget(one)
+
+    def _forget(self, one: Run) -> None:
+        exec_id = one.request.exec_id
+        del self._runs[exec_id], self._attending[exec_id]
+        if exec_id in self._timers:
+            self._timers.pop(exec_id).cancel()
+        one.close()
+
+    def delivered(self, exec_id: str) -> None:
+        """The caller has the result of its command: nothing of it is kept but its record."""
+        one = self._runs.get(exec_id)
+        if one and one.result is not None and not self._attending[exec_id]:
+            self._forget(one)
+
+    # --- hearing of them
+
+    def find(self, exec_id: str) -> Run | None:
+        """The command with this id, while it runs or its caller has not heard all of it."""
+        return self._runs.get(exec_id)
+
+    def job(self, exec_id: str) -> Job:
+        """What is known of a command that runs or ran here.
+
+        :raises PeerdError: NO_SUCH_JOB
+        """
+        if one := self._runs.get(exec_id):
+            return one.job
+        if entry := self._history.get(history.RAN, exec_id):
+            return entry.job
+        raise PeerdError(Code.NO_SUCH_JOB, exec_id=exec_id)
+
+    def jobs(self, limit: int) -> Iterable[Job]:
+        """The commands that run here, and the detached ones that have ended and whose output is kept."""
+        ended = self._history.find(history.RAN, detached=True, limit=limit)
+        kept = [entry.job for entry in ended if entry.job.result and self._storage.has(entry.job.exec_id)]
+        return [*(one.job for one in self._runs.values() if one.result is None), *kept][:limit]
+
+    async def wait(self, exec_id: str) -> Job:
+        """Wait until a command has ended.
+
+        :raises PeerdError: NO_SUCH_JOB
+        """
+        if one := self._runs.get(exec_id):
+            await one.ended.wait()
+        return self.job(exec_id)
+
+    async def cancel(self, exec_id: str) -> Job:
+        """Stop a command, and return when all of it is gone.
+
+        :raises PeerdError: NO_SUCH_JOB
+        """
+        if one := self._runs.get(exec_id):
+            one.cancel()
+        return await self.wait(exec_id)
+
+    async def attend(self, exec_id: str, session: Session, offsets: Offsets) -> ExecResult | None:
+        """Be the audience of a command: pass on its output from these offsets, as it comes, until its result.
+
+        :returns: the result; None where the caller of a detached command has heard enough
+        :raises PeerdError: NO_SUCH_JOB; OUTPUT_GONE where its output is not kept any more
+        :raises ConnectionError: when nobody is left to hear of it; the command may be attended again
+        """
+        one = self._runs.get(exec_id)
+        if one is None:
+            return await self._replay(exec_id, session, offsets)
+        self._attending[exec_id] += 1
+        self._watch_over(one)
+        try:
+            return await Audience(one, session).listen(offsets)
+        finally:
+            self._attending[exec_id] -= 1
+            if one.request.detach and one.result is not None and not self._attending[exec_id]:
+                self._forget(one)
+            else:
+                self._watch_over(one)
+
+    async def _replay(self, exec_id: str, session: Session, offsets: Offsets) -> ExecResult | None:
+        """The same for a command that has ended and that is not in memory any more."""
+        job = self.job(exec_id)
+        assert job.result is not None
+        await session.sink.started()
+        if job.result.outcome is not Outcome.LOST and job.result.sizes != offsets:
+            spools = self._storage.open(exec_id) if job.detached else None
+            if spools is None:
+                raise PeerdError(Code.OUTPUT_GONE, exec_id=exec_id)
+            output = Output(exec_id, {}, spools, Window())
+            output.end()
+            try:
+                await output.follow(offsets, session.sink.output)
+            finally:
+                for spool in spools.values():
+                    spool.close()
+        return job.result

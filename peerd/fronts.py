@@ -1,37 +1,23 @@
-"""The two sockets: what their messages mean, and who may send them. What they do is the service's to know."""
+"""What the two sockets have in common: connections, their greeting, and what is said while a command runs."""
 
 from __future__ import annotations
 
 import asyncio
-import pwd
-import socket
-import struct
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable
 
-from peerd import __version__, cli, messages, network, validate
-from peerd.answer import Answer
-from peerd.commands import BY_NAME
+from peerd import __version__, messages, network, validate
 from peerd.config import Config
 from peerd.connection import Connection
 from peerd.errors import Code, PeerdError
-from peerd.executor import Executor
 from peerd.journal import Event, log, report
-from peerd.messages import ExecRequest, Registration, take
 from peerd.node import Node
-from peerd.peers import Peer
 from peerd.protocol import Frame
-from peerd.render import encoded, error_fields, event_line, render
-from peerd.service import Service
-from peerd.session import Caller, Session, Sink
+from peerd.session import ConfirmingSink, Delivery, Sink
 from peerd.stdin import Stdin
 
 _HELLO_LIMIT = 10.0
-_IDLE_LIMIT = 300.0
-_MAX_ARGUMENTS = 4096
-_LATE = ("cancel", "stdin")
+_LATE = ("cancel", "stdin", "ack", "done")
 """What may come just as its command ends, and then means nothing."""
-_UCRED = struct.Struct("3i")
 
 
 class FrameSink:
@@ -47,21 +33,6 @@ class FrameSink:
     async def output(self, stream: str, data: bytes) -> None:
         """Send output of "stdout" or "stderr"."""
         await self._link.send("output", {"stream": stream}, data)
-
-
-class EventSink:
-    """Prints a command's output as events, one JSON object a line, on the caller's stdout."""
-
-    def __init__(self, link: Connection) -> None:
-        self._link = link
-
-    async def started(self) -> None:
-        """Print that the command was started."""
-        await _print(self._link, "stdout", event_line("started", {}))
-
-    async def output(self, stream: str, data: bytes) -> None:
-        """Print some output of "stdout" or "stderr"."""
-        await _print(self._link, "stdout", event_line("output", {"stream": stream, **encoded(data)}))
 
 
 class Front:
@@ -95,10 +66,12 @@ class Front:
             self._connections.discard(task)
             link.close()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """End all connections."""
-        for task in self._connections:
+        tasks = list(self._connections)
+        for task in tasks:
             task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def who(self, link: Connection) -> str:
         """The other end, for the journal."""
@@ -109,8 +82,8 @@ class Front:
 
     async def _greet(self, link: Connection) -> None:
         async with asyncio.timeout(_HELLO_LIMIT):
-            messages.check_hello((await link.expect("hello")).fields)
-        await link.send("hello", messages.hello(__version__))
+            link.hello = messages.check_hello((await link.expect("hello")).fields)
+        await link.send("hello", messages.hello(__version__, network.boot_id()))
 
     async def _answer(self, link: Connection, handler: Callable[[Frame], Awaitable[None]], frame: Frame) -> None:
         """Handle one message; an error of its sender's making is the answer, and the connection goes on."""
@@ -129,263 +102,84 @@ class Front:
             await link.send("error", PeerdError(Code.INTERNAL, reason=reason).to_wire())
 
 
-async def _cancellable(link: Connection, work: Callable[[asyncio.Event, Stdin], Awaitable[None]]) -> None:
-    """Do work while listening for stdin, for ``cancel`` and for the end of the connection; the latter set the event."""
-    cancel = asyncio.Event()
-    stdin = Stdin(lambda size: link.post("stdinCredit", {"bytes": size}))
-    watcher = asyncio.create_task(_watch(link, cancel, stdin))
-    try:
-        await work(cancel, stdin)
-    finally:
-        watcher.cancel()
-        await asyncio.gather(watcher, return_exceptions=True)
+class Conversation:
+    """What comes over a connection while a command runs. It listens as long as the ``async with`` block.
 
+    :ivar cancel: set when the other end wants the command stopped
+    :ivar gone: set when the connection is at its end
+    :ivar done: set when the other end has heard the result
+    :ivar stdin: what it sends to the command's standard input
+    :ivar delivery: what it confirms of the command's output
+    :ivar exec_id: whose output the confirmations are about, where they name it
+    """
 
-async def _watch(link: Connection, cancel: asyncio.Event, stdin: Stdin) -> None:
-    try:
-        while True:
-            frame = await link.receive()
-            if frame is None or frame.type == "cancel":
-                break
-            if frame.type == "stdin":
-                stdin.feed(frame.payload)
-                continue
-            if frame.type != "ping":
-                link.post("error", PeerdError(Code.BAD_MESSAGE, reason="a command runs on this connection").to_wire())
-                break
-            link.post("pong")
-    except PeerdError as error:
-        link.post("error", error.to_wire())
-    finally:
-        if not asyncio.current_task().cancelling():  # type: ignore[union-attr]
-            cancel.set()
+    def __init__(self, link: Connection) -> None:
+        self._link = link
+        self._watcher: asyncio.Task[None] | None = None
+        self.cancel, self.gone, self.done = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self.stdin = Stdin(self._tell_window)
+        self.delivery = Delivery()
+        self.exec_id = ""
+        self._until = 0
 
+    async def __aenter__(self) -> Conversation:
+        self._watcher = asyncio.create_task(self._watch())
+        return self
 
-class TcpFront(Front):
-    """Serves other peers. A peer is the address that its connection comes from, through the VPN's interface."""
+    async def __aexit__(self, *_: object) -> None:
+        assert self._watcher is not None
+        self._watcher.cancel()
+        await asyncio.gather(self._watcher, return_exceptions=True)
 
-    def __init__(self, node: Node, executor: Executor, config: Callable[[], Config]) -> None:
-        super().__init__(node, config)
-        self._executor = executor
-
-    def who(self, link: Connection) -> str:
-        """The address of the other end."""
-        return link.address
-
-    async def _serve(self, link: Connection, who: str) -> None:
-        if refusal := self._refusal(link, who):
-            log(Event.CONNECTION_REFUSED, f"Connection from {who} refused: {refusal}", address=who)
-            link.abort()
-            return
-        network.tune(link.socket)
-        await self._greet(link)
-        registered = ""
+    async def heard(self) -> bool:
+        """Wait until the other end has heard the result; whether it has, or has gone instead."""
+        waits = [asyncio.create_task(event.wait()) for event in (self.done, self.gone)]
         try:
-            while True:
-                async with asyncio.timeout(None if registered else _IDLE_LIMIT):
-                    frame = await link.receive()
-                if frame is None:
-                    return
-                if frame.type == "registerPeer":
-                    try:
-                        registered = await self._register(link, who, frame)
-                    except PeerdError as error:
-                        await link.send("error", error.to_wire())
-                elif frame.type == "heartbeat" and registered and self._node.hub:
-                    self._node.hub.heard(link, registered)
-                else:
-                    await self._answer(link, lambda frame: self._handle(link, who, frame), frame)
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            if registered and self._node.hub:
-                self._node.hub.left(link, registered)
+            for wait in waits:
+                wait.cancel()
+        return self.done.is_set()
 
-    def _refusal(self, link: Connection, who: str) -> str:
-        if not network.came_through(link.socket, self._config().vpn_interface):
-            return "not through the VPN"
-        if network.is_own_address(who):
-            return "from this machine itself"
-        return "" if link.port < network.RESERVED_BELOW else "from a port that any user can have"
-
-    async def _register(self, link: Connection, address: str, frame: Frame) -> str:
-        if self._node.hub is None:
-            raise PeerdError(Code.NOT_LEADER, address=self._node.address or self._node.peer_id)
-        return (await self._node.hub.register(link, address, Registration.from_wire(frame.fields))).peer_id
-
-    async def _handle(self, link: Connection, address: str, frame: Frame) -> None:
-        peer = await self._node.identify(address)
-        match frame.type:
-            case "execRequest":
-                await self._execute(link, peer, ExecRequest.from_wire(frame.fields))
-            case "getPeerInfo":
-                await link.send("reply", self._find(frame.fields).to_wire())
-            case "listPeers" if self._node.hub:
-                self._node.hub.tell_all(link)
-            case "deletePeer" if self._node.hub:
-                await self._node.delete(take(frame.fields, "peer", validate.peer_id), peer.peer_id)
-                await link.send("reply")
-            case _:
-                raise PeerdError(Code.UNKNOWN_MESSAGE, name=frame.type)
-
-    def _find(self, fields: Mapping[str, object]) -> Peer:
-        if "address" in fields:
-            wanted = take(fields, "address", validate.address)
-            found = self._node.book.by_address(wanted)
+    def _tell_window(self, start: int | None, until: int) -> None:
+        if self._link.resumable:
+            self._link.post("stdinWindow", {"until": until} if start is None else {"from": start, "until": until})
         else:
-            wanted = take(fields, "peer", validate.peer_id)
-            found = self._node.book.by_id(wanted)
-        if found is None:
-            raise PeerdError(Code.PEER_NOT_FOUND, peer=wanted)
-        return found
+            self._link.post("stdinCredit", {"bytes": until - self._until})
+        self._until = until
 
-    async def _execute(self, link: Connection, peer: Peer, request: ExecRequest) -> None:
-        async def work(cancel: asyncio.Event, stdin: Stdin) -> None:
-            result = await self._executor.run(request, Caller(peer.peer_id), FrameSink(link), cancel, stdin)
-            await link.send("result", result.to_wire())
+    def sink(self) -> Sink:
+        """Where output goes. Who does not confirm what it received has it all, as far as anybody knows."""
+        sink = FrameSink(self._link)
+        return sink if self._link.resumable else ConfirmingSink(sink, self.delivery)
 
-        await _cancellable(link, work)
-
-
-class UnixFront(Front):
-    """Serves local callers: ``d``, by its arguments, and programs, by command and parameters."""
-
-    def __init__(self, node: Node, service: Service, config: Callable[[], Config]) -> None:
-        super().__init__(node, config)
-        self._service = service
-
-    def who(self, link: Connection) -> str:
-        """The user at the other end."""
-        _, uid, _ = _UCRED.unpack(link.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    async def _watch(self) -> None:
         try:
-            return pwd.getpwuid(uid).pw_name
-        except KeyError:
-            return f"uid {uid}"
-
-    async def _serve(self, link: Connection, who: str) -> None:
-        await self._greet(link)
-        while True:
-            frame = await link.receive()
-            if frame is None:
-                return
-            await self._answer(link, lambda frame: self._handle(link, who, frame), frame)
-
-    async def _handle(self, link: Connection, who: str, frame: Frame) -> None:
-        match frame.type:
-            case "invoke":
-                await self._invoke(link, who, frame.fields)
-            case "call":
-                await self._call(link, who, frame.fields)
-            case _:
-                raise PeerdError(Code.UNKNOWN_MESSAGE, name=frame.type)
-
-    async def _invoke(self, link: Connection, who: str, fields: Mapping[str, object]) -> None:
-        """A command line of ``d``: answered with what to print and the exit status."""
-        argv = take(fields, "argv", _arguments)
-        terminal = take(fields, "terminal", validate.boolean, False)
-        width = take(fields, "width", lambda value: validate.integer(value, 20, 1000), 80)
-        parsed = cli.parse(argv, width, sorted({self._node.peer_id, *self._node.book.ids()}))
-        if isinstance(parsed, cli.Reply):
-            await _print(link, "stdout", parsed.stdout)
-            await _print(link, "stderr", parsed.stderr)
-            await link.send("exit", {"status": parsed.status})
-            return
-
-        command = BY_NAME[parsed.command]
-
-        async def work(cancel: asyncio.Event, stdin: Stdin) -> None:
-            sink = EventSink(link) if parsed.stream else FrameSink(link)
-            if parsed.json and command.record and not parsed.stream:
-                # The client holds the output until the record is complete: it may be more than a daemon should.
-                await link.send("collect")
-            answer = await self._run(link, who, parsed.command, parsed.params, sink, cancel, stdin)
-            if parsed.stream:
-                await _print(link, "stdout", event_line("result", answer.record or _failure(answer)))
-            elif parsed.json and command.record:
-                await link.send("exit", {"status": answer.status, "record": answer.record or _failure(answer)})
-                return
-            elif answer.data is not None:
-                await _print(link, "stdout", render(command, answer.data, parsed.json or not terminal))
-            await _print(link, "stdout", f"{answer.text}\n" if answer.text else "")
-            await _print(link, "stderr", answer.error.text if answer.error else "")
-            await link.send("exit", {"status": answer.status})
-
-        await _cancellable(link, work)
-
-    async def _call(self, link: Connection, who: str, fields: Mapping[str, object]) -> None:
-        """A command by name and parameters: answered with its data."""
-        name = take(fields, "command", _command)
-        params = _parameters(name, fields.get("params"))
-
-        async def work(cancel: asyncio.Event, stdin: Stdin) -> None:
-            answer = await self._run(link, who, name, params, FrameSink(link), cancel, stdin)
-            reply = {"data": answer.data, "text": answer.text, "status": answer.status, "record": answer.record}
-            if answer.error:
-                reply["error"] = answer.error.to_wire()
-            await link.send("reply", reply)
-
-        await _cancellable(link, work)
-
-    async def _run(
-        self,
-        link: Connection,
-        who: str,
-        name: str,
-        params: Mapping[str, Any],
-        sink: Sink,
-        cancel: asyncio.Event,
-        stdin: Stdin,
-    ) -> Answer:
-        def say(line: str) -> None:
-            link.post("output", {"stream": "stderr", "by": "peerd"}, f"{line}\n".encode())
-
-        session = Session(Caller(self._node.peer_id, who), sink, cancel, say, stdin)
-        try:
-            return await self._service.call(name, params, session)
+            while not self.done.is_set():
+                frame = await self._link.receive()
+                if frame is None:
+                    break
+                self._take(frame)
         except PeerdError as error:
-            return Answer(error=error, status=error.kind.exit_status)
+            self._link.post("error", error.to_wire())
+        finally:
+            if not (self.done.is_set() or asyncio.current_task().cancelling()):  # type: ignore[union-attr]
+                self.gone.set()
+                if not self._link.resumable:
+                    self.cancel.set()
 
-
-def _failure(answer: Answer) -> dict[str, object]:
-    assert answer.error is not None
-    return {
-        "outcome": answer.error.kind.outcome.value,
-        "exit_status": answer.status,
-        "error": error_fields(answer.error),
-    }
-
-
-async def _print(link: Connection, stream: str, text: str) -> None:
-    data = text.encode("utf-8", "backslashreplace")
-    for start in range(0, len(data), messages.MAX_OUTPUT):
-        await link.send("output", {"stream": stream}, data[start : start + messages.MAX_OUTPUT])
-
-
-def _arguments(value: object) -> list[str]:
-    if not isinstance(value, list) or len(value) > _MAX_ARGUMENTS:
-        raise ValueError(f"must be a list of at most {_MAX_ARGUMENTS} strings")
-    return [validate.string(item, "argument", validate.MAX_COMMAND) for item in value]
-
-
-def _command(value: object) -> str:
-    command = BY_NAME.get(value) if isinstance(value, str) else None
-    if command is None or command.argument:
-        raise ValueError(f"no such command: {validate.shown(value)}")
-    return command.name
-
-
-def _parameters(name: str, given: object) -> dict[str, Any]:
-    command = BY_NAME[name]
-    options = {option.name: option for option in command.options}
-    pairs = {} if given is None else given
-    if not isinstance(pairs, dict):
-        raise PeerdError(Code.BAD_MESSAGE, reason="params must be an object")
-    unknown = [key for key in pairs if key not in options and key != command.rest]
-    missing = [key for key, option in options.items() if option.required and key not in pairs]
-    if unknown or missing:
-        raise PeerdError(Code.USAGE, reason=f"{name}: unknown {unknown}, missing {missing}")
-    checked = {}
-    for key, value in pairs.items():
-        try:
-            checked[key] = options[key].check(value) if key in options else validate.arguments(value)
-        except ValueError as error:
-            raise PeerdError(Code.USAGE, reason=f"{name}: {key}: {error}") from None
-    return checked
+    def _take(self, frame: Frame) -> None:
+        match frame.type:
+            case "cancel":
+                self.cancel.set()
+            case "stdin":
+                self.stdin.feed(frame.payload)
+            case "ack":
+                if frame.fields.get("execId", self.exec_id) == self.exec_id:
+                    self.delivery.confirm(messages.take_offsets(frame.fields))
+            case "done":
+                self.done.set()
+            case "ping":
+                self._link.post("pong")
+            case _:
+                raise PeerdError(Code.BAD_MESSAGE, reason="a command runs on this connection")

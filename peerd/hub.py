@@ -2,36 +2,45 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from peerd import network
+from peerd.claims import Claims
+from peerd.config import Config
 from peerd.connection import Connection
 from peerd.errors import Code, PeerdError
 from peerd.journal import Event, log
 from peerd.messages import Registration
-from peerd.peers import Peer, PeerBook
+from peerd.peers import Peer, PeerBook, State
 from peerd.registry import Registry
 
 _PER_FRAME = 100
 _MAX_BACKLOG = 4 * 1024 * 1024
+_KEY_FRESH = 1.0
+"""Seconds for which an answer of wg(8) holds, so that many connections at once ask it once."""
 
 
 class Hub:
     """The registry of a leader.
 
     :ivar book: all peers; what is stored is a copy of it, but for ``last_seen``, which is written by :meth:`flush`
+    :param config: gives the settings in force
     :param changed: called when a peer comes, goes or changes
     """
 
-    def __init__(self, registry: Registry, interface: Callable[[], str], changed: Callable[[], None]) -> None:
+    def __init__(self, registry: Registry, config: Callable[[], Config], changed: Callable[[], None]) -> None:
         self._registry = registry
-        self._interface = interface
+        self._config = config
         self._changed = changed
         self._links: dict[str, Connection] = {}
         self._seen: set[str] = set()
-        self.book = PeerBook(registry.peers())
+        self._keys: dict[str, tuple[float, str]] = {}
+        self._asking = asyncio.Lock()
+        self._claims = Claims(registry.claims())
+        self.book = PeerBook(registry.peers(), self._claims.shown())
 
     @property
     def workers(self) -> int:
@@ -43,7 +52,7 @@ class Hub:
         for other in (self.book.by_id(me.peer_id), self.book.by_address(address)):
             if other and (other.peer_id, other.ip_address) != (me.peer_id, address):
                 self._registry.forget([other.peer_id])
-                self._drop_link(other.peer_id)
+                self._drop_link(other.peer_id, PeerdError(Code.DELETED, peer=other.peer_id))
         now = time.time()
         known = self.book.by_address(address)
         self._put(
@@ -62,19 +71,18 @@ class Hub:
         """Enter a worker that registers over this link, and tell everybody.
 
         :param address: where the link comes from
-        :raises PeerdError: ID_TAKEN, ADDRESS_TAKEN or KEY_CHANGED
+        :raises PeerdError: why it is no peer; PENDING where it may become one
         """
-        key = await network.public_key(self._interface(), address)
+        key = await network.public_key(self._config().vpn_interface, address)
+        now = time.time()
         try:
-            peer = replace(self.book.admit(claim, address, key, time.time()), is_online=True)
+            admitted = self._claims.admit(self.book, claim, address, key, now, self._config().registration)
         except PeerdError as error:
-            log(
-                Event.PEER_REFUSED,
-                f"Registration of {claim.peer_id} from {address} refused: {error.sentence}",
-                peer=claim.peer_id,
-                address=address,
-            )
+            self._refuse(claim, address, key, now, error)
             raise
+        peer = replace(admitted, is_online=True)
+        if self.book.by_id(peer.peer_id) is None:
+            self._drop_claim(address)
         old = self._links.pop(peer.peer_id, None)
         if old and old is not link:
             old.abort()
@@ -92,7 +100,7 @@ class Hub:
 
     def tell_all(self, link: Connection) -> None:
         """Send every peer over a link: how many there are, then their entries."""
-        link.post("reply", {"count": len(self.book)})
+        link.post("reply", {"count": len(self.book), "claims": [claim.to_wire() for claim in self.book.claims]})
         self._send(link, self.book.all())
 
     def heard(self, link: Connection, peer_id: str) -> None:
@@ -113,21 +121,79 @@ class Hub:
             self._put(replace(peer, is_online=False))
             log(Event.PEER_OFFLINE, f"Peer {peer_id} ({peer.ip_address}) is offline", peer=peer_id)
 
-    def delete(self, peer_id: str, caller: str) -> None:
-        """Delete a peer from the registry and close its link.
+    def delete(self, peer_id: str, address: str | None, caller: str) -> None:
+        """Delete a peer from the registry and close its link, and forget what was claimed under its id.
 
+        A worker that was deleted is kept out until it is told to register.
+
+        :param address: forget only what has this address
         :raises PeerdError: PEER_NOT_FOUND
         """
-        peer = self.book.by_id(peer_id)
-        if not peer:
+        found = [*filter(None, [self.book.by_id(peer_id)]), *self._claims.named(peer_id)]
+        chosen = [entry for entry in found if address in (None, entry.ip_address)]
+        peer = next((entry for entry in chosen if entry.state is State.REGISTERED), None)
+        claims = [entry for entry in chosen if entry is not peer]
+        if not (peer or claims):
             raise PeerdError(Code.PEER_NOT_FOUND, peer=peer_id)
-        self._registry.forget([peer_id])
-        self.book.remove(peer_id)
-        self._drop_link(peer_id)
-        for link in self._links.values():
-            link.post("peerRemoved", {"peer_id": peer_id})
-        log(Event.PEER_DELETED, f"Peer {peer_id} ({peer.ip_address}) deleted by {caller}", peer=peer_id, caller=caller)
-        self._changed()
+        for claim in claims:
+            self._drop_claim(claim.ip_address)
+        if peer:
+            self._remove(peer, PeerdError(Code.DELETED, peer=peer_id))
+            self._keep_claim(replace(peer, is_online=False, state=State.DELETED))
+        where = peer.ip_address if peer else claims[0].ip_address
+        log(Event.PEER_DELETED, f"Peer {peer_id} ({where}) deleted by {caller}", peer=peer_id, caller=caller)
+
+    def approve(self, peer_id: str, address: str | None, caller: str) -> Peer:
+        """Make a peer of a registration that waits or was refused, in the place of whoever has its id or address.
+
+        :param address: where the registration came from, if the id alone does not tell
+        :raises PeerdError: PEER_NOT_FOUND, USAGE
+        """
+        claim = _only(self._claims.named(peer_id), peer_id, address)
+        for other in (self.book.by_id(peer_id), self.book.by_address(claim.ip_address)):
+            if other and self.book.by_id(other.peer_id) is other:
+                self._remove(other, PeerdError(Code.DELETED, peer=other.peer_id))
+        self._drop_claim(claim.ip_address)
+        peer = replace(claim, state=State.REGISTERED)
+        self._put(peer)
+        log(
+            Event.PEER_APPROVED,
+            f"Peer {peer_id} ({peer.ip_address}) approved by {caller}",
+            peer=peer_id,
+            address=peer.ip_address,
+            caller=caller,
+        )
+        return peer
+
+    def reject(self, peer_id: str, address: str | None, caller: str) -> Peer:
+        """Keep a registration, or a peer, out until it is approved or deleted.
+
+        :param address: where it came from, if the id alone does not tell
+        :raises PeerdError: PEER_NOT_FOUND, USAGE
+        """
+        peer = self.book.by_id(peer_id)
+        found = _only([*([peer] if peer else []), *self._claims.named(peer_id)], peer_id, address)
+        if found is peer:
+            self._remove(found, PeerdError(Code.REJECTED, peer=peer_id, address=found.ip_address))
+        self._keep_claim(replace(found, is_online=False, state=State.REJECTED))
+        log(
+            Event.PEER_REJECTED,
+            f"Peer {peer_id} ({found.ip_address}) rejected by {caller}",
+            peer=peer_id,
+            address=found.ip_address,
+            caller=caller,
+        )
+        return found
+
+    async def genuine(self, peer: Peer) -> bool:
+        """Whether the WireGuard key behind a peer's address is the one that it registered with, as far as is known."""
+        async with self._asking:
+            asked, key = self._keys.get(peer.ip_address, (-_KEY_FRESH, ""))
+            now = asyncio.get_running_loop().time()
+            if now - asked > _KEY_FRESH:
+                key = await network.public_key(self._config().vpn_interface, peer.ip_address)
+                self._keys[peer.ip_address] = (now, key)
+        return not key or not peer.public_key or key == peer.public_key
 
     def flush(self) -> None:
         """Store what heartbeats have changed since the last time."""
@@ -143,10 +209,48 @@ class Hub:
             link.close()
         self._links.clear()
 
-    def _drop_link(self, peer_id: str) -> None:
+    def _refuse(self, claim: Registration, address: str, key: str, now: float, error: PeerdError) -> None:
+        entry = self._claims.refused(claim, address, key, now, error.code)
+        news = entry and all(
+            (known.peer_id, known.state) != (entry.peer_id, entry.state) for known in self._at(address)
+        )
+        if entry:
+            self._keep_claim(entry)
+        pending = error.code is Code.PENDING
+        if news or not pending:
+            log(
+                Event.PEER_PENDING if pending else Event.PEER_REFUSED,
+                f"Registration of {claim.peer_id} from {address} refused: {error.sentence}",
+                peer=claim.peer_id,
+                address=address,
+            )
+
+    def _at(self, address: str) -> list[Peer]:
+        return [claim for claim in self.book.claims if claim.ip_address == address]
+
+    def _keep_claim(self, claim: Peer) -> None:
+        self._registry.store_claim(claim)
+        self._claims.put(claim)
+        self.book.claims = self._claims.shown()
+
+    def _drop_claim(self, address: str) -> None:
+        self._registry.forget_claim(address)
+        self._claims.drop(address)
+        self.book.claims = self._claims.shown()
+
+    def _remove(self, peer: Peer, why: PeerdError) -> None:
+        """Take a peer out of the registry, and tell it why and the others that it is gone."""
+        self._registry.forget([peer.peer_id])
+        self.book.remove(peer.peer_id)
+        self._drop_link(peer.peer_id, why)
+        for link in self._links.values():
+            link.post("peerRemoved", {"peer_id": peer.peer_id})
+        self._changed()
+
+    def _drop_link(self, peer_id: str, error: PeerdError) -> None:
         link = self._links.pop(peer_id, None)
         if link:
-            link.post("error", PeerdError(Code.DELETED, peer=peer_id).to_wire())
+            link.post("error", error.to_wire())
             link.close()
 
     def _put(self, peer: Peer) -> None:
@@ -166,6 +270,16 @@ class Hub:
             return
         for chunk in _chunks(peers):
             link.post("peers", {"peers": [peer.to_wire() for peer in chunk]})
+
+
+def _only(found: list[Peer], peer_id: str, address: str | None) -> Peer:
+    chosen = [peer for peer in found if address in (None, peer.ip_address)]
+    if not chosen:
+        raise PeerdError(Code.PEER_NOT_FOUND, peer=peer_id)
+    if len(chosen) > 1:
+        addresses = " and ".join(peer.ip_address for peer in chosen)
+        raise PeerdError(Code.USAGE, reason=f"{peer_id} registers from {addresses}: --address is needed")
+    return chosen[0]
 
 
 def _chunks(peers: list[Peer]) -> Iterable[list[Peer]]:

@@ -26,6 +26,7 @@ _IDLE_MOST = 64
 _FIRST_DELAY = 0.25
 _LONGEST_DELAY = 5.0
 _REFUSED_DELAY = 60.0
+MAX_CLAIMS = 1000
 _MISSED_HEARTBEATS = 2.5
 
 
@@ -150,6 +151,7 @@ class LeaderLink:
     :param interval: gives the seconds between heartbeats
     :param timeout: gives the seconds to wait for a connection
     :param changed: called with a sentence when the link comes or goes
+    :param refused: called when the leader refuses the registration for another reason than the last time
     """
 
     def __init__(
@@ -160,6 +162,7 @@ class LeaderLink:
         interval: Callable[[], float],
         timeout: Callable[[], float],
         changed: Callable[[bool, str], None],
+        refused: Callable[[PeerdError], None] = lambda error: None,
     ) -> None:
         self.address = address
         self.book = PeerBook()
@@ -170,6 +173,7 @@ class LeaderLink:
         self._interval = interval
         self._timeout = timeout
         self._changed = changed
+        self._refused = refused
         self._wake = asyncio.Event()
         self._decided = asyncio.Event()
         self._task = asyncio.create_task(self._run())
@@ -203,6 +207,7 @@ class LeaderLink:
         delay = _FIRST_DELAY
         while True:
             began = time.monotonic()
+            before = self.error
             try:
                 await self._session()
             except PeerdError as error:
@@ -220,11 +225,16 @@ class LeaderLink:
                     self.book.put(replace(leader, is_online=False))
                 self._changed(False, self.error.sentence if self.error else "connection closed")
                 delay = _FIRST_DELAY
+            refused = self.error is not None and self.error.kind.outcome == "denied"
+            if self.error and refused and (before is None or before.code is not self.error.code):
+                self._refused(self.error)
             self._decided.set()
             if self.error and self.error.code is Code.DELETED:
                 self.book = PeerBook()
                 return
-            refused = self.error is not None and self.error.kind.outcome == "denied"
+            if self.error and self.error.code is Code.PENDING:
+                # The approval may come at any moment.
+                refused, delay = False, _LONGEST_DELAY
             # Jitter keeps the workers of a leader that comes back from arriving together.
             pause = (_REFUSED_DELAY if refused else delay) * random.uniform(0.5, 1.0)
             delay = min(delay * 2, _LONGEST_DELAY)
@@ -280,14 +290,21 @@ def _count(value: object) -> int:
     return validate.integer(value, 0, MAX_PEERS)
 
 
+def _claims(value: object) -> list[Peer]:
+    if not isinstance(value, list) or len(value) > MAX_CLAIMS:
+        raise ValueError(f"must be a list of at most {MAX_CLAIMS}")
+    return [Peer.from_wire(entry) for entry in value]
+
+
 async def receive_book(link: Connection) -> PeerBook:
     """All peers, as a leader sends them: how many there are, then their entries.
 
     :raises PeerdError: BAD_MESSAGE
     :raises ConnectionError: when the connection ends before the last of them
     """
-    count = take((await link.expect("reply")).fields, "count", _count)
-    book = PeerBook()
+    reply = (await link.expect("reply")).fields
+    count = take(reply, "count", _count)
+    book = PeerBook(claims=take(reply, "claims", _claims, []))
     received = 0
     while received < count:
         peers = entries(await link.expect("peers"))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from peerd import __version__, network, remote, validate
 from peerd.answer import Answer
 from peerd.config import Config
-from peerd.errors import Code, PeerdError
+from peerd.errors import EXIT_FAILURE, Code, PeerdError
 from peerd.executor import Executor
 from peerd.journal import Event, log
 from peerd.node import LEADER, WORKER, Node
@@ -77,7 +77,7 @@ class Membership:
     async def do_list_peers(self, session: Session) -> Answer:
         """All registered peers."""
         book, error = await self._node.peers()
-        return Answer([self._show(peer) for peer in book.all()], error=error)
+        return Answer([self._show(peer) for peer in (*book.all(), *book.claims)], error=error)
 
     async def do_get_peer_info(self, session: Session, peer: str) -> Answer:
         """One registered peer."""
@@ -88,11 +88,6 @@ class Membership:
         if not found:
             raise PeerdError(Code.PEER_NOT_FOUND, peer=peer)
         return Answer(self._show(found), error=error)
-
-    async def do_delete_peer(self, session: Session, peer: str) -> Answer:
-        """Delete a peer from the registry."""
-        await self._node.delete(peer, str(session.caller))
-        return Answer(text=f"Deleted peer: {peer}")
 
     async def do_db_sanity_check(self, session: Session) -> Answer:
         """Delete what a worker's database should not hold: registry entries."""
@@ -139,6 +134,8 @@ class Membership:
         what = f"{prefix}Role: leader, ID: {identity.peer_id}"
         if identity.role == WORKER:
             where = f"connected to leader at {identity.leader_address}"
+            if error and error.code is Code.PENDING:
+                return Answer(text=f"{prefix}Asked to join as '{identity.peer_id}'", error=error, status=EXIT_FAILURE)
             if error:
                 where = f"not connected to leader at {identity.leader_address} yet (peerd keeps trying)"
             what = f"{prefix}Registered as worker '{identity.peer_id}', {where}"
@@ -156,6 +153,7 @@ class Membership:
             "daemon_version": peer.daemon_version,
             "public_key": peer.public_key,
             "first_seen": moment(peer.first_seen),
+            "state": peer.state.value,
         }
 
 

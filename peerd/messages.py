@@ -13,12 +13,17 @@ from typing import TypeVar
 
 from peerd import validate
 from peerd.errors import EXIT_CANCELLED, EXIT_FAILURE, EXIT_TIMEOUT, SIGNAL_BASE, Code, Outcome, PeerdError
-from peerd.protocol import PROTOCOL_VERSION
+from peerd.protocol import OLDEST_VERSION, PROTOCOL_VERSION
 
 T = TypeVar("T")
 MAX_TEXT = 255
 MAX_OUTPUT = 64 * 1024
-"""Bytes of output in one message."""
+"""Bytes of output, or of input, in one message."""
+WINDOW = 1024 * 1024
+"""Bytes of a stream that may be under way before whoever receives them has confirmed some."""
+STREAMS = ("stdout", "stderr")
+Offsets = Mapping[str, int]
+"""For each stream a number of bytes from its beginning."""
 
 
 class Action(enum.StrEnum):
@@ -26,6 +31,16 @@ class Action(enum.StrEnum):
 
     PULL = "pull"
     BUILD = "build"
+    DEPLOY = "deploy"
+    """A build that may replace peerd itself, and that is seen to leave one that works."""
+
+
+class RegistryAction(enum.StrEnum):
+    """What an administrator does with a peer or a registration; the values are the messages that ask the leader."""
+
+    DELETE = "deletePeer"
+    APPROVE = "approvePeer"
+    REJECT = "rejectPeer"
 
 
 def take(fields: Mapping[str, object], name: str, check: Callable[[object], T], default: T | None = None) -> T:
@@ -75,20 +90,47 @@ def _count(value: object) -> int:
     return validate.integer(value, 0, 2**63 - 1)
 
 
-def hello(version: str) -> dict[str, object]:
-    """The fields of the hello that opens every connection."""
-    return {"protocol": PROTOCOL_VERSION, "version": version}
+def take_offsets(fields: Mapping[str, object]) -> dict[str, int]:
+    """The offsets in a message: one for each stream, zero where there is none."""
+    return {stream: take(fields, stream, _count, 0) for stream in STREAMS}
 
 
-def check_hello(fields: Mapping[str, object]) -> str:
-    """The version of the daemon at the other end.
+def hello(version: str, boot: str = "") -> dict[str, object]:
+    """The fields of the hello that opens every connection.
 
-    :raises PeerdError: VERSION where the other end speaks another protocol version
+    :param boot: the boot id of this machine
     """
-    theirs = take(fields, "protocol", lambda value: validate.integer(value, 0, 1_000_000))
-    if theirs != PROTOCOL_VERSION:
-        raise PeerdError(Code.VERSION, theirs=theirs, ours=PROTOCOL_VERSION)
-    return take(fields, "version", _text, "")
+    return {"protocol": OLDEST_VERSION, "newest": PROTOCOL_VERSION, "version": version, "boot": boot}
+
+
+@dataclass(frozen=True)
+class Hello:
+    """What a hello says of the other end.
+
+    :ivar protocol: the version of the protocol that is spoken with it
+    :ivar boot: the boot id of its machine, or ""
+    """
+
+    protocol: int
+    boot: str
+
+
+def check_hello(fields: Mapping[str, object]) -> Hello:
+    """What a hello says of the other end.
+
+    :raises PeerdError: VERSION where the two have no version of the protocol in common
+    """
+
+    def version(value: object) -> int:
+        return validate.integer(value, 0, 1_000_000)
+
+    oldest = take(fields, "protocol", version)
+    newest = take(fields, "newest", version, oldest)
+    take(fields, "version", _text, "")
+    spoken = min(newest, PROTOCOL_VERSION)
+    if spoken < max(oldest, OLDEST_VERSION):
+        raise PeerdError(Code.VERSION, theirs=oldest if oldest > PROTOCOL_VERSION else newest, ours=PROTOCOL_VERSION)
+    return Hello(spoken, take(fields, "boot", _text, ""))
 
 
 @dataclass(frozen=True)
@@ -105,6 +147,9 @@ class ExecRequest:
     :ivar memory: bytes that it may use at most, or None (MemoryMax=)
     :ivar cpu: percent of one CPU that it may use at most, or None (CPUQuota=)
     :ivar tasks: processes and threads that it may have at most, or None (TasksMax=)
+    :ivar rollback: whether a deploy puts the former package back where the new peerd does not work
+    :ivar detach: whether it goes on without its caller, its output kept for whoever attaches to it
+    :ivar resolved: whether the directory must have no symbolic link in it when it is entered; the target's own doing
     """
 
     exec_id: str
@@ -120,6 +165,9 @@ class ExecRequest:
     memory: int | None = None
     cpu: float | None = None
     tasks: int | None = None
+    detach: bool = False
+    rollback: bool = True
+    resolved: bool = False
 
     @property
     def command(self) -> str:
@@ -142,6 +190,8 @@ class ExecRequest:
             "memory": self.memory,
             "cpu": self.cpu,
             "tasks": self.tasks,
+            "detach": self.detach,
+            "noRollback": not self.rollback,
         }
         return {name: value for name, value in fields.items() if value}
 
@@ -151,8 +201,10 @@ class ExecRequest:
         exec_id = take(fields, "execId", validate.exec_id)
         timeout = take_optional(fields, "timeout", validate.seconds)
         action = take_optional(fields, "action", _action)
+        detach = take(fields, "detach", validate.boolean, False)
         if action:
-            return cls(exec_id, action=action, timeout=timeout)
+            rollback = not take(fields, "noRollback", validate.boolean, False)
+            return cls(exec_id, action=action, timeout=timeout, detach=detach, rollback=rollback)
         argv = take_optional(fields, "argv", validate.arguments) or ()
         return cls(
             exec_id,
@@ -167,6 +219,7 @@ class ExecRequest:
             memory=take_optional(fields, "memory", validate.size),
             cpu=take_optional(fields, "cpu", validate.percentage),
             tasks=take_optional(fields, "tasks", validate.count),
+            detach=detach,
         )
 
 
@@ -179,6 +232,8 @@ class ExecResult:
     :ivar started_usec: when it was started, in microseconds since the epoch by the target's clock; 0 if it was not
     :ivar cpu_usec: microseconds of CPU time of the whole tree, or None where that is not known
     :ivar memory_peak: bytes that the whole tree used at most, or None where that is not known
+    :ivar sizes: bytes of each stream that it wrote and that were kept
+    :ivar dropped: bytes that it wrote and for which there was no room
     :ivar left_behind: how many background processes were stopped after the command itself had ended
     :ivar error: the sentence for every outcome that is not the command's own doing
     """
@@ -192,6 +247,8 @@ class ExecResult:
     started_usec: int = 0
     cpu_usec: int | None = None
     memory_peak: int | None = None
+    sizes: Offsets = field(default_factory=lambda: dict.fromkeys(STREAMS, 0))
+    dropped: int = 0
 
     @classmethod
     def failure(cls, error: PeerdError, duration_usec: int = 0) -> ExecResult:
@@ -209,6 +266,8 @@ class ExecResult:
             "startedUsec": self.started_usec,
             "cpuUsec": self.cpu_usec,
             "memoryPeak": self.memory_peak,
+            "dropped": self.dropped,
+            **self.sizes,
         }
         return {**fields, "error": self.error.to_wire()} if self.error else fields
 
@@ -231,6 +290,8 @@ class ExecResult:
             take(fields, "startedUsec", _count, 0),
             take_optional(fields, "cpuUsec", _count),
             take_optional(fields, "memoryPeak", _count),
+            take_offsets(fields),
+            take(fields, "dropped", _count, 0),
         )
 
 
@@ -245,12 +306,16 @@ def _exit_status(outcome: Outcome, reported: int, signal: int | None) -> int:
 
 @dataclass(frozen=True)
 class Registration:
-    """What a worker says of itself when it registers. Its address and key are never among it."""
+    """What a worker says of itself when it registers. Its address and key are never among it.
+
+    :ivar joining: whether somebody on that machine told it to register, as a worker that was deleted needs
+    """
 
     peer_id: str
     hostname: str
     mac_address: str
     daemon_version: str
+    joining: bool = False
 
     def to_wire(self) -> dict[str, object]:
         """The fields of a registerPeer."""
@@ -264,4 +329,5 @@ class Registration:
             take(fields, "hostname", _text, ""),
             take(fields, "mac_address", validate.mac_address, ""),
             take(fields, "daemon_version", _text, ""),
+            take(fields, "joining", validate.boolean, False),
         )

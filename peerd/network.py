@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import functools
 import ipaddress
 import random
 import socket
@@ -139,6 +140,12 @@ def _mac_address(interface: str) -> str:
 def hostname() -> str:
     """The name of this machine, without a domain."""
     return socket.gethostname().split(".")[0]
+
+
+@functools.cache
+def boot_id() -> str:
+    """What is different after each boot of this machine (random(4))."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 async def public_key(interface: str, address: str) -> str:

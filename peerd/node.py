@@ -12,7 +12,7 @@ from peerd.errors import Code, PeerdError
 from peerd.hub import Hub
 from peerd.journal import Event, log
 from peerd.links import LeaderLink, Pool, receive_book
-from peerd.messages import Registration
+from peerd.messages import Registration, RegistryAction
 from peerd.peers import Peer, PeerBook
 from peerd.registry import Identity, Registry
 
@@ -41,6 +41,7 @@ class Node:
         self.pool = Pool(lambda: config().port, lambda: config().connect_timeout)
         self._watch: network.NetworkWatch | None = None
         self._changing = asyncio.Lock()
+        self._joining = False
         self._flusher: asyncio.Task[None] | None = None
 
     @property
@@ -82,11 +83,13 @@ class Node:
             raise PeerdError(Code.OWN_ADDRESS, address=identity.leader_address)
         async with self._changing:
             before = self.identity
+            self._joining = True
             await self._change(identity)
             if self.link is None:
                 return None
             error = await self.link.outcome(self._config().connect_timeout * 2 + _REGISTER_MARGIN)
-            if error and error.kind.outcome == "denied":
+            if error and error.kind.outcome == "denied" and error.code is not Code.PENDING:
+                self._joining = False
                 await self._change(before)
                 raise error
             return error
@@ -109,6 +112,10 @@ class Node:
         :raises PeerdError: UNKNOWN_PEER
         """
         peer = self.book.by_address(address)
+        if peer is None and self.link:
+            # A worker that was started just now hears of its peers in a moment, and who was cut off comes back at once.
+            await self.link.outcome(self._config().connect_timeout)
+            peer = self.book.by_address(address)
         if peer:
             return peer
         # A peer may have registered a moment ago, and its first command be quicker than the leader's news of it.
@@ -136,17 +143,25 @@ class Node:
             raise error
         return self.link.book, error
 
-    async def delete(self, peer_id: str, caller: str) -> None:
-        """Delete a peer from the registry, on a worker by asking the leader.
+    async def change_registry(self, action: RegistryAction, peer_id: str, address: str | None, caller: str) -> None:
+        """Delete, approve or reject a peer, on a worker by asking the leader.
 
-        :raises PeerdError: PEER_NOT_FOUND, SELF_DELETE, NO_ROLE or why the leader cannot be asked
+        :param address: where its registration came from, if the id alone does not tell
+        :raises PeerdError: PEER_NOT_FOUND, USAGE, SELF_DELETE, NO_ROLE or why the leader cannot be asked
         """
         if self.hub is None:
-            await self._ask("deletePeer", {"peer": peer_id})
-        elif peer_id == self.peer_id:
+            log(
+                Event.REGISTRY_ASKED, f"{action} {peer_id} asked of the leader by {caller}", peer=peer_id, caller=caller
+            )
+            await self._ask(action, {"peer": peer_id, **({"address": address} if address else {})})
+        elif peer_id == self.peer_id and (action is RegistryAction.APPROVE or address in (None, self.address)):
             raise PeerdError(Code.SELF_DELETE, peer=peer_id)
+        elif action is RegistryAction.DELETE:
+            self.hub.delete(peer_id, address, caller)
+        elif action is RegistryAction.APPROVE:
+            self.hub.approve(peer_id, address, caller)
         else:
-            self.hub.delete(peer_id, caller)
+            self.hub.reject(peer_id, address, caller)
 
     async def _ask(self, type_: str, fields: Mapping[str, object]) -> Mapping[str, object]:
         if self.link is None:
@@ -172,7 +187,7 @@ class Node:
     def _take_up(self) -> None:
         config = self._config
         if self.identity.role == LEADER:
-            self.hub = Hub(self._registry, lambda: config().vpn_interface, self._changed)
+            self.hub = Hub(self._registry, config, self._changed)
             self._flusher = asyncio.create_task(self._flush(self.hub))
             self._enter_self()
         elif self.identity.role == WORKER:
@@ -183,6 +198,7 @@ class Node:
                 lambda: config().heartbeat_interval,
                 lambda: config().connect_timeout,
                 self._link_changed,
+                self._link_refused,
             )
         self._changed()
 
@@ -198,7 +214,7 @@ class Node:
             await link.close()
 
     def _registration(self) -> Registration:
-        return Registration(self.peer_id, network.hostname(), network.primary_mac_address(), __version__)
+        return Registration(self.peer_id, network.hostname(), network.primary_mac_address(), __version__, self._joining)
 
     def _enter_self(self) -> None:
         address = self.address
@@ -215,7 +231,12 @@ class Node:
         if self.link:
             self.link.wake()
 
+    def _link_refused(self, error: PeerdError) -> None:
+        leader = self.identity.leader_address
+        log(Event.LEADER_REFUSED, f"Leader {leader} refuses: {error.sentence}", peer=self.peer_id, address=leader)
+
     def _link_changed(self, connected: bool, detail: str) -> None:
+        self._joining = self._joining and not connected
         event, verb = (Event.LEADER_CONNECTED, "Connected to") if connected else (Event.LEADER_LOST, "Lost")
         log(event, f"{verb} leader {self.identity.leader_address}: {detail}", address=self.identity.leader_address)
         self._changed()

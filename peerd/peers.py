@@ -5,6 +5,7 @@ Pure code: what a registration changes, or why it is refused, is decided here.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 
@@ -13,9 +14,21 @@ from peerd.errors import Code, PeerdError
 from peerd.messages import MAX_TEXT, Registration, take
 
 
+class State(enum.StrEnum):
+    """What the leader makes of an entry. All but the first are no peers; the last is not shown."""
+
+    REGISTERED = "registered"
+    PENDING = "pending"
+    ID_TAKEN = "id-taken"
+    ADDRESS_TAKEN = "address-taken"
+    KEY_CHANGED = "key-changed"
+    REJECTED = "rejected"
+    DELETED = "deleted"
+
+
 @dataclass(frozen=True)
 class Peer:
-    """One row of the registry.
+    """One row of the registry, or a registration that did not become one.
 
     :ivar public_key: the WireGuard public key behind the address, or "" where it is not known
     :ivar first_seen: seconds since the epoch
@@ -31,6 +44,7 @@ class Peer:
     first_seen: float = 0.0
     last_seen: float = 0.0
     is_online: bool = False
+    state: State = State.REGISTERED
 
     def to_wire(self) -> dict[str, object]:
         """The peer as an entry of a peers message."""
@@ -61,10 +75,15 @@ class Peer:
             moment("first_seen"),
             moment("last_seen"),
             take(entry, "is_online", validate.boolean, False),
+            take(entry, "state", _state, State.REGISTERED),
         )
 
 
 _FIELDS = tuple(field.name for field in fields(Peer))
+
+
+def _state(value: object) -> State:
+    return State(validate.string(value, "state", MAX_TEXT))
 
 
 def _moment(value: object) -> float:
@@ -73,10 +92,32 @@ def _moment(value: object) -> float:
     return float(value)
 
 
-class PeerBook:
-    """The peers, found by id and by address. An id has one address and an address has one id."""
+def in_order(peers: Iterable[Peer]) -> list[Peer]:
+    """Peers in the order of their addresses."""
+    return sorted(peers, key=lambda peer: tuple(map(int, peer.ip_address.split("."))))
 
-    def __init__(self, peers: Iterable[Peer] = ()) -> None:
+
+def claimed(claim: Registration, address: str, public_key: str, now: float, before: Peer | None) -> Peer:
+    """The entry that a registration makes, or renews where there was one before."""
+    return replace(
+        before or Peer(claim.peer_id, address, first_seen=now),
+        peer_id=claim.peer_id,
+        mac_address=claim.mac_address,
+        hostname=claim.hostname,
+        daemon_version=claim.daemon_version,
+        public_key=public_key or (before.public_key if before else ""),
+        last_seen=now,
+    )
+
+
+class PeerBook:
+    """The peers, found by id and by address. An id has one address and an address has one id.
+
+    :ivar claims: the registrations that are to be shown beside them (see :mod:`peerd.claims`)
+    """
+
+    def __init__(self, peers: Iterable[Peer] = (), claims: Iterable[Peer] = ()) -> None:
+        self.claims = list(claims)
         self._by_id: dict[str, Peer] = {}
         self._by_address: dict[str, Peer] = {}
         for peer in peers:
@@ -87,7 +128,7 @@ class PeerBook:
 
     def all(self) -> list[Peer]:
         """All peers in the order of their addresses."""
-        return sorted(self._by_id.values(), key=lambda peer: tuple(map(int, peer.ip_address.split("."))))
+        return in_order(self._by_id.values())
 
     def ids(self) -> list[str]:
         """The ids of all peers."""
@@ -132,11 +173,4 @@ class PeerBook:
             raise PeerdError(Code.ADDRESS_TAKEN, peer=tenant.peer_id, address=address)
         if holder and holder.public_key and public_key and holder.public_key != public_key:
             raise PeerdError(Code.KEY_CHANGED, peer=claim.peer_id, address=address)
-        return replace(
-            holder or Peer(claim.peer_id, address, first_seen=now),
-            mac_address=claim.mac_address,
-            hostname=claim.hostname,
-            daemon_version=claim.daemon_version,
-            public_key=public_key or (holder.public_key if holder else ""),
-            last_seen=now,
-        )
+        return claimed(claim, address, public_key, now, holder)

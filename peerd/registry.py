@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,9 +11,9 @@ from typing import Any
 import peewee
 
 from peerd.errors import Code, PeerdError
-from peerd.peers import Peer
+from peerd.peers import Peer, State
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Kept in the database as PRAGMA user_version (sqlite.org/pragma.html)."""
 
 _PRAGMAS = {"journal_mode": "wal", "synchronous": "normal", "foreign_keys": 1, "busy_timeout": 5000}
@@ -25,6 +26,15 @@ class Identity:
     role: str = ""
     peer_id: str = ""
     leader_address: str = ""
+
+
+def _secure(path: str | Path) -> None:
+    """Make the file if there is none, for its owner alone. A symbolic link in its place is refused."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        os.fchmod(file, 0o600)
+    finally:
+        os.close(file)
 
 
 class Registry:
@@ -54,11 +64,24 @@ class Registry:
             last_seen = peewee.DoubleField()
             Meta = type("Meta", (), {"database": self._database, "table_name": "peer_registry"})
 
+        class ClaimRow(peewee.Model):  # type: ignore[misc]
+            ip_address = peewee.TextField(primary_key=True)
+            peer_id = peewee.TextField()
+            mac_address = peewee.TextField()
+            hostname = peewee.TextField()
+            daemon_version = peewee.TextField()
+            public_key = peewee.TextField()
+            first_seen = peewee.DoubleField()
+            last_seen = peewee.DoubleField()
+            state = peewee.TextField()
+            Meta = type("Meta", (), {"database": self._database, "table_name": "peer_claim"})
+
         self._settings: Any = Setting
         self._peers: Any = PeerRow
+        self._claims: Any = ClaimRow
         try:
             if str(path) != ":memory:":
-                Path(path).touch(mode=0o600)
+                _secure(path)
             self._database.init(str(path), pragmas=_PRAGMAS)
             self._database.connect()
             self._migrate()
@@ -74,6 +97,8 @@ class Registry:
         with self._database.atomic():
             if version < 1:
                 self._database.create_tables([self._settings, self._peers])
+            if version < 2:
+                self._database.create_tables([self._claims])
             self._database.pragma("user_version", SCHEMA_VERSION)
 
     def identity(self) -> Identity:
@@ -96,13 +121,28 @@ class Registry:
         with self._database.atomic():
             for peer in peers:
                 row = asdict(peer)
-                del row["is_online"]
+                del row["is_online"], row["state"]
                 self._peers.replace(**row).execute()
 
     def forget(self, peer_ids: Iterable[str]) -> int:
         """Delete these peers; the number of rows that went."""
         with self._database.atomic():
             return sum(self._peers.delete().where(self._peers.peer_id == peer_id).execute() for peer_id in peer_ids)
+
+    def claims(self) -> list[Peer]:
+        """The stored registrations that made no peer."""
+        rows = self._claims.select().dicts()
+        return [Peer(**{**row, "state": State(row["state"])}) for row in rows]
+
+    def store_claim(self, claim: Peer) -> None:
+        """Insert or replace the one of its address."""
+        row = asdict(claim)
+        del row["is_online"]
+        self._claims.replace(**row).execute()
+
+    def forget_claim(self, address: str) -> None:
+        """Delete the one of this address, if there is one."""
+        self._claims.delete().where(self._claims.ip_address == address).execute()
 
     def close(self) -> None:
         """Close the database; SQLite then folds its write-ahead log into the file."""

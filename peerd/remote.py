@@ -1,81 +1,203 @@
-"""Commands on other peers: asks a target to run one and passes on what comes back."""
+"""Commands on other peers: asks a target to run one and passes on what comes back.
+
+A connection that breaks meanwhile, for example because peerd restarts there, is made anew, and the command goes on
+being heard where it was left.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from dataclasses import replace
 
 from peerd import connection, validate
 from peerd.connection import Connection
-from peerd.errors import Code, PeerdError
+from peerd.errors import Code, Outcome, PeerdError
 from peerd.journal import Event, log
 from peerd.links import Pool
-from peerd.messages import MAX_OUTPUT, ExecRequest, ExecResult, take
+from peerd.messages import MAX_OUTPUT, STREAMS, WINDOW, ExecRequest, ExecResult, Offsets, take, take_optional
 from peerd.peers import Peer
+from peerd.protocol import Frame
 from peerd.session import Session
-from peerd.stdin import WINDOW, Stdin
 
 _CANCEL_LIMIT = 60.0
 """Seconds to wait for a target's word that a cancelled command is gone."""
+_FIRST_DELAY = 0.2
+_LONGEST_DELAY = 2.0
 
 
-async def execute(pool: Pool, target: Peer, request: ExecRequest, session: Session) -> ExecResult:
-    """Have a peer run a command, and pass on what it says until it has ended.
+class Remote:
+    """One command on another peer, as its caller's side sees it.
 
-    :raises PeerdError: CONNECT_FAILED, LOST, or why the peer refuses
+    :param exec_id: its id
+    :param patience: seconds to try to get back to it after the connection broke
     """
-    lost = PeerdError(Code.LOST, peer=target.peer_id, exec_id=request.exec_id)
-    asked = False
-    try:
-        async with pool.borrow(target.ip_address) as link:
-            asked = True
-            await link.send("execRequest", request.to_wire())
-            forwarders = [
-                asyncio.create_task(_forward_cancel(session.cancel, link)),
-                asyncio.create_task(_forward_stdin(session.stdin, link)),
-            ]
+
+    def __init__(self, pool: Pool, target: Peer, exec_id: str, session: Session, patience: float) -> None:
+        self._pool = pool
+        self._target = target
+        self._exec_id = exec_id
+        self._session = session
+        self._patience = patience
+        self._offsets = dict.fromkeys(STREAMS, 0)
+        self._heard = 0
+        self._boot = ""
+
+    async def execute(self, request: ExecRequest) -> ExecResult:
+        """Have the peer run a command, and pass on what it says until it has ended; of a detached one, has started.
+
+        :raises PeerdError: CONNECT_FAILED, LOST, or why the peer refuses
+        """
+        return await self._persist(request, False)
+
+    async def attach(self, offsets: Offsets, begun: bool) -> ExecResult:
+        """Hear of a command that the peer runs or ran, from these offsets of its output on.
+
+        :param begun: whether the caller heard of it before, and so is patient from the beginning
+        :raises PeerdError: CONNECT_FAILED, LOST, NO_SUCH_JOB, OUTPUT_GONE
+        """
+        self._offsets = dict(offsets)
+        return await self._persist(None, begun)
+
+    async def _persist(self, request: ExecRequest | None, begun: bool) -> ExecResult:
+        asking, asked = request is not None, 0
+        since: float | None = None
+        delay = _FIRST_DELAY
+        while True:
+            heard, boot, resumable = self._heard, "", True
             try:
-                return await _follow(target, link, session)
-            finally:
-                for forwarder in forwarders:
-                    forwarder.cancel()
-                await asyncio.wait(forwarders)
-    except OSError as error:
-        raise lost if asked else connect_failed(target, error) from None
-    except PeerdError as error:
-        if error.code is Code.BAD_MESSAGE and asked:
-            log(Event.PROTOCOL_ERROR, f"From {target.peer_id}: {error.sentence}", peer=target.peer_id)
-            raise lost from None
-        raise
+                async with self._pool.borrow(self._target.ip_address) as link:
+                    boot, resumable = link.hello.boot, link.resumable
+                    if not resumable and (request is None or request.detach):
+                        raise PeerdError(Code.TOO_OLD, peer=self._target.peer_id)
+                    begun = True
+                    if asking and request:
+                        self._boot, asked = boot, asked + 1
+                        await link.send("execRequest", request.to_wire())
+                    else:
+                        await link.send("attachJob", {"execId": self._exec_id, **self._offsets})
+                    result = await self._converse(link, bool(request and request.detach))
+                if asked < 2 or result.error is None or result.error.code is not Code.DUPLICATE:
+                    return result
+                # The first request was only late.
+                asking = False
+                continue
+            except PeerdError as error:
+                if error.code is Code.BAD_MESSAGE and begun:
+                    text = f"From {self._target.peer_id}: {error.sentence}"
+                    log(Event.PROTOCOL_ERROR, text, peer=self._target.peer_id)
+                    raise self._lost from None
+                if error.code is not Code.NO_SUCH_JOB or request is None:
+                    raise
+                if asking or boot != self._boot:
+                    raise self._lost from None
+                # The request never got there, and should it still do so, the target runs its id once.
+                asking = True
+                continue
+            except OSError as error:
+                if not begun:
+                    raise connect_failed(self._target, error) from None
+            if not resumable:
+                raise self._lost
+            asking = False
+            if self._heard != heard:
+                since, delay = None, _FIRST_DELAY
+            if since is None:
+                since = time.monotonic()
+                self._session.say(f"Connection to {self._target.peer_id} lost, trying to get back to the command")
+            given_up = self._session.cancel.is_set() or self._session.gone.is_set()
+            if given_up or time.monotonic() - since > self._patience:
+                raise self._lost
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, _LONGEST_DELAY)
 
+    @property
+    def _lost(self) -> PeerdError:
+        return PeerdError(Code.LOST, peer=self._target.peer_id, exec_id=self._exec_id)
 
-async def _follow(target: Peer, link: Connection, session: Session) -> ExecResult:
-    """Pass on what the target sends until the result."""
-    while True:
-        frame = await link.receive()
-        if frame is None:
-            raise ConnectionError("closed before the result")
-        if frame.type == "output":
-            stream = take(frame.fields, "stream", _stream)
-            if not session.cancel.is_set():
+    async def _converse(self, link: Connection, detach: bool) -> ExecResult:
+        """Pass on what the target sends until the result, and what the caller says meanwhile."""
+        session = self._session
+        if link.resumable:
+            session.delivery.listen(lambda offsets: link.post("ack", offsets))
+        tasks = [asyncio.create_task(self._forward_cancel(link))]
+        until = 0
+        try:
+            while True:
                 try:
-                    await session.sink.output(stream, frame.payload)
-                except ConnectionError:
-                    session.cancel.set()
-        elif frame.type == "stdinCredit":
-            session.stdin.grant(take(frame.fields, "bytes", _credit))
-        elif frame.type == "started":
-            await session.sink.started()
-        elif frame.type == "result":
-            result = ExecResult.from_wire(frame.fields)
-            if result.error:
-                # Errors name the peer; which one it is we know better than the message.
-                details = {**result.error.details, "peer": target.peer_id}
-                result = replace(result, error=PeerdError(result.error.code, **details))
-            return result
-        elif frame.type == "error":
-            return ExecResult.failure(PeerdError.from_wire(frame.fields))
+                    frame = await link.receive()
+                except PeerdError:
+                    if link.usable:
+                        raise
+                    frame = None  # A peerd that was killed leaves half a frame.
+                if frame is None:
+                    raise ConnectionError("closed before the result")
+                if frame.type == "error":
+                    raise self._named(PeerdError.from_wire(frame.fields))
+                self._heard += 1
+                if frame.type == "output":
+                    stream = take(frame.fields, "stream", _stream)
+                    self._offsets[stream] += len(frame.payload)
+                    if not session.cancel.is_set():
+                        try:
+                            await session.sink.output(stream, frame.payload)
+                        except ConnectionError:
+                            session.cancel.set()
+                elif frame.type == "stdinWindow":
+                    start = take_optional(frame.fields, "from", _offset)
+                    until = take(frame.fields, "until", _offset)
+                    if start is None:
+                        session.stdin.grant(until)
+                    else:
+                        session.stdin.open(start, until)
+                        tasks.append(asyncio.create_task(self._forward_stdin(link, start)))
+                elif frame.type == "stdinCredit":
+                    # What a peer of version 1 has instead.
+                    until += take(frame.fields, "bytes", _offset)
+                    if until > WINDOW:
+                        session.stdin.grant(until)
+                    else:
+                        session.stdin.open(0, until)
+                        tasks.append(asyncio.create_task(self._forward_stdin(link, 0)))
+                elif frame.type == "started":
+                    await session.sink.started()
+                    if detach:
+                        return ExecResult(Outcome.EXITED, 0)
+                elif frame.type == "result":
+                    if link.resumable:
+                        link.post("done")
+                    return self._result(frame)
+        finally:
+            session.delivery.listen(None)
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    def _result(self, frame: Frame) -> ExecResult:
+        result = ExecResult.from_wire(frame.fields)
+        return replace(result, error=self._named(result.error)) if result.error else result
+
+    def _named(self, error: PeerdError) -> PeerdError:
+        """The error with this peer's name in it: which one it is we know better than the message."""
+        return PeerdError(error.code, **{**error.details, "peer": self._target.peer_id})
+
+    async def _forward_stdin(self, link: Connection, offset: int) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := await self._session.stdin.read(offset):
+                for start in range(0, len(data), MAX_OUTPUT):
+                    await link.send("stdin", None, data[start : start + MAX_OUTPUT])
+                offset += len(data)
+            await link.send("stdin")
+
+    async def _forward_cancel(self, link: Connection) -> None:
+        await self._session.cancel.wait()
+        try:
+            await link.send("cancel")
+            await asyncio.sleep(_CANCEL_LIMIT)
+        except OSError:
+            pass
+        link.abort()
 
 
 def connect_failed(target: Peer, error: OSError) -> PeerdError:
@@ -84,29 +206,11 @@ def connect_failed(target: Peer, error: OSError) -> PeerdError:
     return PeerdError(Code.CONNECT_FAILED, peer=target.peer_id, address=target.ip_address, reason=reason)
 
 
-async def _forward_stdin(stdin: Stdin, link: Connection) -> None:
-    with contextlib.suppress(ConnectionError):
-        while data := await stdin.read():
-            for start in range(0, len(data), MAX_OUTPUT):
-                await link.send("stdin", None, data[start : start + MAX_OUTPUT])
-        await link.send("stdin")
-
-
-async def _forward_cancel(cancel: asyncio.Event, link: Connection) -> None:
-    await cancel.wait()
-    try:
-        await link.send("cancel")
-        await asyncio.sleep(_CANCEL_LIMIT)
-    except OSError:
-        pass
-    link.abort()
-
-
-def _credit(value: object) -> int:
-    return validate.integer(value, 1, WINDOW)
+def _offset(value: object) -> int:
+    return validate.integer(value, 0, 2**62)
 
 
 def _stream(value: object) -> str:
-    if value not in ("stdout", "stderr"):
+    if value not in STREAMS:
         raise ValueError("must be stdout or stderr")
     return str(value)

@@ -10,13 +10,24 @@ from typing import Any
 
 from peerd.commands import Command
 from peerd.errors import PeerdError
-from peerd.messages import ExecRequest, ExecResult
+from peerd.job import Job
 from peerd.validate import printable
 
 _MAX_CELL = 120
 _USEC = 1_000_000
 RECORD_SCHEMA = 1
 """Version of the record that --json prints; it changes when a field changes its meaning."""
+_RESULT_FIELDS = (
+    "outcome",
+    "exit_status",
+    "signal",
+    "duration",
+    "cpu",
+    "memory_peak",
+    "left_behind",
+    "dropped",
+    "error",
+)
 
 
 def render(command: Command, data: Any, as_json: bool) -> str:
@@ -42,33 +53,43 @@ def encoded(data: bytes) -> dict[str, str]:
         return {"data": base64.b64encode(data).decode("ascii"), "encoding": "base64"}
 
 
-def complete_record(record: dict[str, object], stdout: bytes, stderr: bytes) -> str:
+def complete_record(record: dict[str, object], stdout: bytearray, stderr: bytearray) -> str:
     """The record of a command with its output in it, as JSON."""
     for stream, data in (("stdout", stdout), ("stderr", stderr)):
-        text = encoded(data)
+        text = encoded(bytes(data))
         record |= {stream: text["data"], f"{stream}_encoding": text["encoding"], f"{stream}_bytes": len(data)}
     return json.dumps(record, indent=2) + "\n"
 
 
-def record(peer: str, request: ExecRequest, result: ExecResult) -> dict[str, object]:
-    """All that is known of a command that was asked of a peer, but for its output; times in seconds."""
-    error = result.error
+def record(job: Job) -> dict[str, object]:
+    """All that is known of a command, but for its output; times in seconds, null where something is not known yet."""
+    result = job.result
+    known: dict[str, object] = dict.fromkeys(_RESULT_FIELDS)
+    if result:
+        error = result.error
+        values = (
+            result.outcome.value,
+            result.exit_status,
+            result.signal,
+            result.duration_usec / _USEC,
+            result.cpu_usec / _USEC if result.cpu_usec is not None else None,
+            result.memory_peak,
+            result.left_behind,
+            result.dropped,
+            error_fields(error) if error else None,
+        )
+        known = dict(zip(_RESULT_FIELDS, values, strict=True))
     return {
         "schema": RECORD_SCHEMA,
-        "exec_id": request.exec_id,
-        "peer": peer,
-        "directory": request.directory or None,
-        "command": list(request.argv) or request.shell_cmd or (request.action and request.action.value),
-        "user": request.user or "root",
-        "outcome": result.outcome.value,
-        "exit_status": result.exit_status,
-        "signal": result.signal,
-        "started": moment(result.started_usec / _USEC) if result.started_usec else None,
-        "duration": result.duration_usec / _USEC,
-        "cpu": result.cpu_usec / _USEC if result.cpu_usec is not None else None,
-        "memory_peak": result.memory_peak,
-        "left_behind": result.left_behind,
-        "error": error_fields(error) if error else None,
+        "exec_id": job.exec_id,
+        "peer": job.peer,
+        "caller": job.caller,
+        "directory": job.directory or None,
+        "command": list(job.command) if isinstance(job.command, tuple) else job.command,
+        "user": job.user,
+        "detached": job.detached,
+        "started": moment((result.started_usec if result else job.started_usec) / _USEC) or None,
+        **known,
     }
 
 
@@ -78,7 +99,9 @@ def error_fields(error: PeerdError) -> dict[str, object]:
 
 
 def moment(seconds: float) -> str:
-    """A time, in seconds since the epoch, as RFC 3339 has it, in UTC."""
+    """A time, in seconds since the epoch, as RFC 3339 has it, in UTC; "" for zero, which is none."""
+    if not seconds:
+        return ""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 

@@ -5,25 +5,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import pwd
 import socket
-import sys
-import termios
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from peerd import scopes, validate
+from peerd import handles, scopes, spawner, validate
 from peerd.environment import login_environment
 from peerd.errors import SIGNAL_BASE, Code, Outcome, PeerdError
+from peerd.handles import Handles, Start
+from peerd.job import Job
 from peerd.journal import Event, log
-from peerd.messages import MAX_OUTPUT, ExecRequest, ExecResult
-from peerd.scopes import Limits, ScopeEnd, ScopeError, ScopeManager
-from peerd.session import Caller, Sink
+from peerd.messages import ExecRequest, ExecResult
+from peerd.scopes import Figures, Limits, ScopeError, ScopeManager
+from peerd.session import Caller
 from peerd.spawning import Spawner
-from peerd.stdin import WINDOW, Stdin
+from peerd.spool import Spool
+from peerd.streams import Input, Output, Room
 
 _MAX_REPORT = 4096
 _USEC = 1_000_000
@@ -31,299 +32,291 @@ _USEC = 1_000_000
 _DIRECTORY_ERRORS = {errno.ENOENT: Code.NO_SUCH_DIRECTORY, errno.ENOTDIR: Code.NOT_A_DIRECTORY}
 
 
-def describe(request: ExecRequest, peer: str, caller: str) -> dict[str, object]:
+def describe(job: Job, peer: str) -> dict[str, object]:
     """The fields that every record about a command has.
 
     :param peer: the other end
-    :param caller: who asked
     """
     return {
-        "exec_id": request.exec_id,
+        "exec_id": job.exec_id,
         "peer": peer,
-        "caller": caller,
-        "directory": request.directory,
-        "command": request.command or (f"({request.action})" if request.action else ""),
-        "user": request.user,
+        "caller": job.caller,
+        "directory": job.directory,
+        "command": job.line,
+        "user": job.user,
     }
 
 
 class Run:
-    """One command, from its gate to the end of its tree."""
+    """One command.
+
+    :param ours: its descriptors
+    :param spools: its output, wherever that is
+    :param room: how much of it may be kept
+    :param scope_manager: what stops its scope
+    :param name: the id of this machine, for error sentences
+    :param adopted: whether an earlier process started it, which may have read what the gate said of that
+    :param cancelled: whether it was cancelled in an earlier process
+    :ivar started: set once the command runs, or will not
+    :ivar began: whether it ever ran
+    :ivar result: how it ended, or None while it runs
+    """
 
     def __init__(
         self,
-        request: ExecRequest,
-        caller: Caller,
-        sink: Sink,
-        cancel: asyncio.Event,
-        stdin: Stdin | None,
+        start: Start,
+        ours: Handles,
+        spools: Mapping[str, Spool],
+        room: Room,
         scope_manager: ScopeManager,
-        spawner: Spawner,
-        grace: float,
         name: str,
+        adopted: bool = False,
+        cancelled: bool = False,
     ) -> None:
-        self._request = request
-        self._caller = caller
-        self._sink = sink
-        self._cancel = cancel
-        self._stdin = stdin if request.stdin else None
+        self.request = start.request
+        self.caller = start.caller
+        self.output = Output(start.request.exec_id, ours.pipes, spools, room)
+        self.input = Input(*ours.stdin, ours.close_stdin) if ours.stdin else None
+        self.started = asyncio.Event()
+        self.began = adopted
+        if adopted:
+            self.started.set()
+        self.result: ExecResult | None = None
+        self.ended = asyncio.Event()
+        self._start = start
+        self._ours = ours
+        self._spools = spools
         self._scopes = scope_manager
-        self._spawner = spawner
-        self._grace = grace
-        self._timeout = request.timeout or 0.0
+        self._timeout = start.request.timeout or 0.0
         self._name = name
-        self._scope = scopes.scope_name(request.exec_id)
-        self._tree_gone = asyncio.Event()
-        self._input = -1
-        self._cancelled = asyncio.create_task(cancel.wait())
-
-    async def to_end(self) -> ExecResult:
-        """Run it, and leave nothing of it behind, whatever happens."""
-        with contextlib.ExitStack() as stack:
-            stack.callback(self._cancelled.cancel)
-            try:
-                control, pipes, pid = await self._spawn(stack)
-            except PeerdError as error:
-                return ExecResult.failure(error)
-            except (OSError, EOFError) as error:
-                return self._failed(f"{error}")
-            began = time.monotonic()
-            limits = Limits(self._request.memory, self._request.cpu, self._request.tasks)
-            try:
-                await self._scopes.start(self._scope, pid, self._description(), self._timeout, self._grace, limits)
-            except ScopeError as error:
-                # Closing the control socket ends the gate, which has started nothing.
-                return self._failed(str(error))
-            return await self._supervise(control, pipes, pid, began)
-
-    def _description(self) -> str:
-        return validate.printable(f"peerd: {self._request.command}", 200)
-
-    async def _spawn(self, stack: contextlib.ExitStack) -> tuple[socket.socket, dict[str, int], int]:
-        user = self._request.user or "root"
-        try:
-            entry = pwd.getpwnam(user)
-        except KeyError:
-            raise PeerdError(Code.NO_SUCH_USER, peer=self._name, user=user) from None
-        control, gate_end = socket.socketpair()
-        stack.enter_context(control)
-        control.setblocking(False)
-        pipes: dict[str, int] = {}
-        with contextlib.ExitStack() as theirs:
-            theirs.enter_context(gate_end)
-            if self._stdin:
-                read_end, self._input = os.pipe2(os.O_CLOEXEC)
-                os.set_blocking(self._input, False)
-                stack.callback(self._close_input)
-            else:
-                read_end = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-            theirs.callback(os.close, read_end)
-            ends = [read_end]
-            for stream in ("stdout", "stderr"):
-                read_end, write_end = os.pipe2(os.O_CLOEXEC)
-                theirs.callback(os.close, write_end)
-                stack.callback(os.close, read_end)
-                os.set_blocking(read_end, False)
-                pipes[stream] = read_end
-                ends.append(write_end)
-            pid = await self._spawner.spawn(
-                self._argv(entry),
-                self._request.directory,
-                {**login_environment(self._request.exec_id, str(self._caller), entry), **self._request.env},
-                [*ends, gate_end.fileno()],
-                _credentials(entry) if entry.pw_uid else None,
-            )
-        return control, pipes, pid
-
-    def _argv(self, entry: pwd.struct_passwd) -> list[str]:
-        request = self._request
-        if request.login:
-            # The shell becomes the program, where there is one, so that it is found by the login shell's PATH.
-            words = ["-c", 'exec "$@"', "sh", *request.argv] if request.argv else ["-c", request.shell_cmd]
-            return [entry.pw_shell or "/bin/sh", "-l", *words]
-        return list(request.argv) or ["/bin/sh", "-c", request.shell_cmd]
-
-    def _close_input(self) -> None:
-        if self._input >= 0:
-            os.close(self._input)
-            self._input = -1
-
-    async def _supervise(self, control: socket.socket, pipes: dict[str, int], gate: int, began: float) -> ExecResult:
-        log(
-            Event.COMMAND_STARTED,
-            f"{self._request.exec_id} for {self._caller} runs in {self._request.directory}: {self._request.command}",
-            **describe(self._request, self._caller.peer, str(self._caller)),
-            unit=self._scope,
-        )
-        report_task = asyncio.create_task(_report(control))
-        pumps = [asyncio.create_task(self._pump(stream, fd)) for stream, fd in pipes.items()]
-        feeder = asyncio.create_task(self._feed())
-        started_usec = time.time_ns() // 1000
-        try:
-            if self._cancel.is_set():
-                control.shutdown(socket.SHUT_WR)  # The gate ignores SIGTERM; this tells it to go.
-            else:
-                # A gate that was killed, or a caller that is gone, is found out about below.
-                with contextlib.suppress(ConnectionError):
-                    control.send(b"\n")
-                    await self._sink.started()
-            await asyncio.wait({report_task, self._cancelled}, return_when=asyncio.FIRST_COMPLETED)
-            over_time = time.monotonic() - began >= self._timeout
-            # A gate that was cancelled before its release goes without a report.
-            stopped_by_us = not report_task.done() or (self._cancel.is_set() and report_task.result() is None)
-            left = 0 if stopped_by_us else len([pid for pid in scopes.processes(self._scope) if pid != gate])
-            peak = scopes.memory_peak(self._scope)
-            control.shutdown(socket.SHUT_WR)
-            end = await self._stop()
-            if end.result == "timeout" and not over_time:
-                # systemd says so, too, where our own stop took more than SIGTERM.
-                end = replace(end, result="success")
-            report = await report_task
-            duration = round((time.monotonic() - began) * _USEC)
-            self._tree_gone.set()
-            drained = asyncio.create_task(asyncio.wait(pumps))
-            await asyncio.wait({self._cancelled, drained}, return_when=asyncio.FIRST_COMPLETED)
-            for pump in pumps:
-                if pump.done():
-                    pump.result()
-        finally:
-            tasks = (report_task, feeder, *pumps)
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
-        outcome = self._result(report, end.result, stopped_by_us, left)
-        return replace(
-            outcome, duration_usec=duration, started_usec=started_usec, cpu_usec=end.cpu_usec, memory_peak=peak
-        )
-
-    async def _stop(self) -> ScopeEnd:
-        """End what is left of the tree."""
-        try:
-            await self._scopes.stop(self._scope)
-            return await self._scopes.end(self._scope)
-        except ScopeError as error:
-            log(Event.INTERNAL_ERROR, f"{self._scope}: {error}", exec_id=self._request.exec_id)
-            scopes.kill(self._scope)
-            return ScopeEnd("unknown", None)
-
-    async def _feed(self) -> None:
-        """Pass on what the caller sends to the command's standard input, at the pace at which it reads."""
-        if self._stdin is None:
-            return
-        self._stdin.grant(WINDOW)
-        loop = asyncio.get_running_loop()
-        try:
-            while data := await self._stdin.read():
-                left = memoryview(data)
-                while left:
-                    try:
-                        written = os.write(self._input, left)
-                    except BlockingIOError:
-                        writable = asyncio.Event()
-                        loop.add_writer(self._input, writable.set)
-                        try:
-                            await writable.wait()
-                        finally:
-                            loop.remove_writer(self._input)
-                        continue
-                    left = left[written:]
-                    self._stdin.grant(written)
-        except BrokenPipeError:
-            pass  # The command reads no more, which is its own business; it is granted no more either.
-        self._close_input()
-
-    async def _pump(self, stream: str, fd: int) -> None:
-        """Pass on output as it comes, at the pace of the sink, until the pipe's end.
-
-        Once the tree is gone, what the pipe then holds is all there is: a process that escaped with the pipe in its
-        hands cannot keep a caller waiting.
-        """
-        left: int | None = None
-        try:
-            while left is None or left > 0:
-                if left is None and self._tree_gone.is_set():
-                    left = _fill(fd)
-                    continue
-                try:
-                    data = os.read(fd, MAX_OUTPUT if left is None else min(left, MAX_OUTPUT))
-                except BlockingIOError:
-                    await self._readable_or_gone(fd)
-                    continue
-                if not data:
-                    return
-                if left is not None:
-                    left -= len(data)
-                if not self._cancel.is_set():
-                    await self._sink.output(stream, data)
-        except ConnectionError:
+        self._cancel = asyncio.Event()
+        if cancelled:
             self._cancel.set()
 
-    async def _readable_or_gone(self, fd: int) -> None:
-        readable = asyncio.Event()
-        waits = [asyncio.create_task(event.wait()) for event in (readable, self._tree_gone)]
-        loop = asyncio.get_running_loop()
-        loop.add_reader(fd, readable.set)
+    @property
+    def job(self) -> Job:
+        """What is known of it now."""
+        job = Job.of(self.request, self._name, str(self.caller), self._start.started_usec)
+        return replace(job, result=self.result)
+
+    def cancel(self) -> None:
+        """Stop it and all that it started; what it still says is dropped."""
+        if not self._cancel.is_set():
+            self._ours.note(handles.CANCELLED)
+            self._cancel.set()
+            self.output.discard()
+
+    def leave(self) -> None:
+        """Leave it to another process of peerd, as it is."""
+        self.output.stop()
+        if self.input:
+            self.input.stop()
+        self.close(forget=False)
+
+    def close(self, forget: bool = True) -> None:
+        """Let go of its descriptors, and with ``forget`` of systemd's copies as well."""
+        self._ours.close(forget)
+        for spool in self._spools.values():
+            spool.close()
+
+    async def to_end(self) -> ExecResult:
+        """Release the command, where that has not happened yet, and see it and all that it started to their end."""
+        self.output.start()
+        if self.input:
+            self.input.start()
+        control = self._ours.control
+        # A gate that was released before takes no notice, and one that was killed is found out about below.
+        if not self._cancel.is_set():
+            self._ours.note(handles.RELEASED)
+            with contextlib.suppress(OSError):
+                control.send(b"\n")
+        reported = asyncio.create_task(self._report())
+        cancelled = asyncio.create_task(self._cancel.wait())
         try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({reported, cancelled}, return_when=asyncio.FIRST_COMPLETED)
+            stopped_by_us = not reported.done() and not self._over_time(time.monotonic())
+            gate = self._start.gate
+            left = [pid for pid in scopes.processes(self._start.scope) if pid != gate]
+            used = scopes.figures(self._start.scope)
+            with contextlib.suppress(OSError):
+                control.shutdown(socket.SHUT_WR)
+            if left or not reported.done():
+                await self._stop()
+            report = await reported
         finally:
-            loop.remove_reader(fd)
-            for wait in waits:
-                wait.cancel()
+            for task in (reported, cancelled):
+                task.cancel()
+            await asyncio.wait((reported, cancelled))
+        at = float(report["at"]) if report and "at" in report and not left else time.monotonic()
+        self.output.finish()
+        if self.input:
+            self.input.close()
+        result = self._result(report, at, used, stopped_by_us, len(left))
+        return replace(
+            result,
+            duration_usec=round((at - self._start.began) * _USEC),
+            started_usec=self._start.started_usec,
+            cpu_usec=used.cpu_usec,
+            memory_peak=used.memory_peak,
+            sizes=self.output.sizes,
+            dropped=0 if self._cancel.is_set() else self.output.dropped,
+        )
 
-    def _failed(self, reason: str) -> ExecResult:
-        return ExecResult.failure(PeerdError(Code.START_FAILED, peer=self._name, reason=reason))
+    def _over_time(self, now: float) -> bool:
+        return now - self._start.began >= self._timeout
 
-    def _result(self, report: dict[str, int | str] | None, result: str, stopped_by_us: bool, left: int) -> ExecResult:
+    async def _stop(self) -> None:
+        """End what is left of the tree."""
+        try:
+            await self._scopes.stop(self._start.scope)
+        except ScopeError as error:
+            log(Event.INTERNAL_ERROR, f"{self._start.scope}: {error}", exec_id=self.request.exec_id)
+            scopes.kill(self._start.scope)
+
+    async def _report(self) -> dict[str, int | float | str] | None:
+        """What the gate says of the command's end; None when it was killed before it could.
+
+        It is left in the socket, for another process to read should this one end now.
+        """
+        control = self._ours.control
+        try:
+            while True:
+                await _readable(control)
+                try:
+                    data = control.recv(_MAX_REPORT, socket.MSG_PEEK)
+                except BlockingIOError:
+                    continue
+                except ConnectionError:
+                    return None
+                if data.startswith(spawner.STARTED):
+                    control.recv(len(spawner.STARTED))
+                    self.began = True
+                    self.started.set()
+                elif not data:
+                    return None
+                else:
+                    report: dict[str, int | float | str] = json.loads(data)
+                    return report
+        finally:
+            self.started.set()
+
+    def _result(
+        self, report: dict[str, int | float | str] | None, at: float, used: Figures, stopped_by_us: bool, left: int
+    ) -> ExecResult:
         error: PeerdError | None = None
-        if result == "timeout":
-            error = PeerdError(Code.TIMEOUT, peer=self._name, seconds=f"{self._timeout:g}")
-        elif result == "oom-kill":
-            error = PeerdError(Code.OUT_OF_MEMORY, peer=self._name)
-        elif stopped_by_us:
+        status = int(report["status"]) if report and "status" in report else None
+        if stopped_by_us:
             error = PeerdError(Code.CANCELLED, peer=self._name)
-        elif report is None:
-            # Nothing but a SIGKILL keeps a gate from reporting.
-            return ExecResult(Outcome.SIGNALED, SIGNAL_BASE + 9, 9)
-        elif "errno" in report:
+        elif report and "errno" in report:
             number = int(report["errno"])
             if report["step"] == "directory":
                 code = _DIRECTORY_ERRORS.get(number, Code.NO_ACCESS)
             else:
                 code = Code.START_FAILED
-            directory = self._request.directory
-            error = PeerdError(code, peer=self._name, directory=directory, reason=os.strerror(number))
+            error = PeerdError(code, peer=self._name, directory=self.request.directory, reason=os.strerror(number))
+        elif self._over_time(float(report["at"]) if report else at):
+            error = PeerdError(Code.TIMEOUT, peer=self._name, seconds=f"{self._timeout:g}")
+        elif used.oom_kills and status != 0:
+            error = PeerdError(Code.OUT_OF_MEMORY, peer=self._name)
         if error:
             return ExecResult.failure(error)
-        assert report is not None
-        status = int(report["status"])
+        if status is None:
+            # Nothing but a SIGKILL keeps a gate from reporting.
+            return ExecResult(Outcome.SIGNALED, SIGNAL_BASE + 9, 9)
         if os.WIFSIGNALED(status):
             number = os.WTERMSIG(status)
             return ExecResult(Outcome.SIGNALED, SIGNAL_BASE + number, number, left_behind=left)
         return ExecResult(Outcome.EXITED, os.WEXITSTATUS(status), left_behind=left)
 
 
-async def _report(control: socket.socket) -> dict[str, int | str] | None:
-    """What the gate says of the command's end; None when it was killed before it could."""
-    loop = asyncio.get_running_loop()
-    data = b""
-    while not data.endswith(b"\n") and len(data) < _MAX_REPORT:
-        chunk = await loop.sock_recv(control, _MAX_REPORT)
-        if not chunk:
-            return None
-        data += chunk
-    report: dict[str, int | str] = json.loads(data)
-    return report
+async def launch(
+    request: ExecRequest,
+    caller: Caller,
+    spools: Mapping[str, Spool],
+    room: Room,
+    scope_manager: ScopeManager,
+    spawner_: Spawner,
+    grace: float,
+    name: str,
+    commit: Callable[[Job], None],
+) -> Run:
+    """Bring a command to the point where nothing but its release is missing, and where no restart can lose it.
+
+    :param spools: where its output goes on disk; none for memory
+    :param commit: remembers that it runs; called last
+    :raises PeerdError: NO_SUCH_USER, START_FAILED, or what ``commit`` raises; nothing is left of it then
+    """
+    user = request.user or "root"
+    try:
+        entry = pwd.getpwnam(user)
+    except KeyError:
+        raise PeerdError(Code.NO_SUCH_USER, peer=name, user=user) from None
+    scope = scopes.scope_name(request.exec_id)
+    ours: Handles | None = None
+    try:
+        ours, theirs = handles.create(request.stdin, not spools)
+        try:
+            environment = {**login_environment(request.exec_id, str(caller), entry), **request.env}
+            gate = await spawner_.spawn(
+                _argv(request, entry),
+                request.directory,
+                environment,
+                theirs,
+                {**_credentials(entry), "resolved": request.resolved},
+            )
+        finally:
+            for fd in theirs:
+                os.close(fd)
+        start = Start.now(request, caller, scope, gate)
+        description = validate.printable(f"peerd: {request.command}", 200)
+        limits = Limits(request.memory, request.cpu, request.tasks)
+        await scope_manager.start(scope, gate, description, request.timeout or 0.0, grace, limits)
+        ours.keep(start)
+        run = Run(start, ours, spools or ours.spools, room, scope_manager, name)
+        commit(run.job)
+    except BaseException as error:
+        # Without its control socket the gate goes, and has started nothing.
+        if ours:
+            ours.close(forget=True)
+            for spool in ours.spools.values():
+                spool.close()
+        if isinstance(error, (OSError, EOFError, ScopeError)):
+            raise PeerdError(Code.START_FAILED, peer=name, reason=str(error)) from None
+        raise
+    log(
+        Event.COMMAND_STARTED,
+        f"{request.exec_id} for {caller} runs in {request.directory}: {request.command}",
+        **describe(run.job, caller.peer),
+        unit=scope,
+    )
+    return run
 
 
-def _fill(pipe: int) -> int:
-    """How many bytes a pipe holds (FIONREAD, ioctl_tty(2))."""
-    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
+def _argv(request: ExecRequest, entry: pwd.struct_passwd) -> list[str]:
+    if request.login:
+        # The shell becomes the program, where there is one, so that it is found by the login shell's PATH.
+        words = ["-c", 'exec "$@"', "sh", *request.argv] if request.argv else ["-c", request.shell_cmd]
+        return [entry.pw_shell or "/bin/sh", "-l", *words]
+    return list(request.argv) or ["/bin/sh", "-c", request.shell_cmd]
 
 
 def _credentials(entry: pwd.struct_passwd) -> dict[str, object]:
-    """What the spawner needs to know of a user: as initgroups(3) has it."""
+    """What the spawner needs to know of a user, as initgroups(3) has it; nothing for root."""
+    if not entry.pw_uid:
+        return {}
     return {
         "uid": entry.pw_uid,
         "gid": entry.pw_gid,
         "groups": os.getgrouplist(entry.pw_name, entry.pw_gid),
     }
+
+
+async def _readable(end: socket.socket) -> None:
+    """Wait until a socket has something to read, or its other end has gone."""
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(end, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(end)

@@ -20,11 +20,7 @@ _DBUS = "org.freedesktop.DBus"
 _SERVICE = "org.freedesktop.systemd1"
 _PATH = "/org/freedesktop/systemd1"
 _MANAGER = "org.freedesktop.systemd1.Manager"
-_SCOPE = "org.freedesktop.systemd1.Scope"
-_PROPERTIES = "org.freedesktop.DBus.Properties"
 _USEC = 1_000_000
-_UNKNOWN = 2**64 - 1
-"""What systemd says where it keeps no account."""
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 
@@ -57,12 +53,40 @@ def kill(name: str) -> None:
         (_cgroup(name) / "cgroup.kill").write_text("1")
 
 
-def memory_peak(name: str) -> int | None:
-    """The most memory that a scope has used, in bytes, while it exists; None where the kernel does not tell."""
+@dataclass(frozen=True)
+class Figures:
+    """What a scope has used so far; None where the kernel does not tell.
+
+    :ivar cpu_usec: microseconds of CPU time
+    :ivar memory_peak: bytes
+    :ivar oom_kills: how many of its processes the kernel killed because memory ran out
+    """
+
+    cpu_usec: int | None = None
+    memory_peak: int | None = None
+    oom_kills: int = 0
+
+
+def figures(name: str) -> Figures:
+    """What a scope has used, while it exists (cpu.stat, memory.peak and memory.events of cgroups(7))."""
+    group = _cgroup(name)
+    return Figures(
+        _entry(group / "cpu.stat", "usage_usec"),
+        _entry(group / "memory.peak", ""),
+        _entry(group / "memory.events", "oom_kill") or 0,
+    )
+
+
+def _entry(file: Path, key: str) -> int | None:
+    """The number behind a key in a file of a control group."""
     try:
-        return int((_cgroup(name) / "memory.peak").read_text())
+        for line in file.read_text().splitlines():
+            name, _, number = line.rpartition(" ")
+            if name == key:
+                return int(number)
     except (OSError, ValueError):
-        return None
+        pass
+    return None
 
 
 @dataclass(frozen=True)
@@ -89,18 +113,6 @@ class Limits:
             # The gate is one of the scope's processes and none of the command's.
             found.append(("TasksMax", Variant("t", self.tasks + 1)))
         return found
-
-
-@dataclass(frozen=True)
-class ScopeEnd:
-    """How a scope ended.
-
-    :ivar result: systemd's word for it: "success", "timeout", "oom-kill", …
-    :ivar cpu_usec: microseconds of CPU time, or None where that is not known
-    """
-
-    result: str
-    cpu_usec: int | None
 
 
 class ScopeManager:
@@ -160,7 +172,6 @@ class ScopeManager:
             ("MemoryAccounting", Variant("b", True)),
             ("TasksAccounting", Variant("b", True)),
             ("CollectMode", Variant("s", "inactive-or-failed")),
-            ("AddRef", Variant("b", True)),
             *(limits.properties() if limits else []),
         ]
         body = [name, "fail", [[key, value] for key, value in properties], []]
@@ -175,16 +186,6 @@ class ScopeManager:
         """
         with contextlib.suppress(NoSuchUnit):
             await self._job(name, "StopUnit", "ss", [name, "replace"], bounded=False)
-
-    async def end(self, name: str) -> ScopeEnd:
-        """How a scope that :meth:`start` made has ended; afterwards systemd may forget it."""
-        bus = await self.connect()
-        path = f"{_PATH}/unit/{_escape(name)}"
-        reply = await _call(bus, _SERVICE, path, _PROPERTIES, "GetAll", "s", [_SCOPE])
-        await _call(bus, _SERVICE, _PATH, _MANAGER, "UnrefUnit", "s", [name])
-        values: dict[str, Variant] = reply[0]
-        cpu = values["CPUUsageNSec"].value
-        return ScopeEnd(str(values["Result"].value), cpu // 1000 if cpu < _UNKNOWN else None)
 
     async def _job(self, name: str, method: str, signature: str, body: list[Any], bounded: bool = True) -> str:
         # Registered by unit name before the call, because the job may be gone before its path is known.
@@ -242,8 +243,3 @@ async def _call(
         text = f"{member}: {reply.body[0] if reply.body else reply.error_name}"
         raise NoSuchUnit(text) if reply.error_name == f"{_SERVICE}.NoSuchUnit" else ScopeError(text)
     return list(reply.body)
-
-
-def _escape(name: str) -> str:
-    # sd_bus_path_encode(3): letters and digits stay, everything else becomes _ and two hexadecimal digits.
-    return "".join(c if c.isascii() and c.isalnum() else f"_{ord(c):02x}" for c in name)

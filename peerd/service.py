@@ -9,12 +9,16 @@ from peerd import __version__
 from peerd.answer import Answer
 from peerd.commands import BY_NAME, COMMANDS, snake_case
 from peerd.config import Config
+from peerd.deploy import Deploy
 from peerd.execution import Execution
 from peerd.executor import Executor
+from peerd.history import History
+from peerd.jobs import Jobs
 from peerd.membership import Membership
 from peerd.node import Node
 from peerd.registry import Registry
 from peerd.session import Session
+from peerd.trust import Trust
 
 
 class Service:
@@ -24,8 +28,19 @@ class Service:
     the session and the parsed parameters.
     """
 
-    def __init__(self, node: Node, executor: Executor, registry: Registry, config: Callable[[], Config]) -> None:
-        self._parts = (self, Execution(node, executor), Membership(node, executor, registry, config))
+    def __init__(
+        self, node: Node, executor: Executor, registry: Registry, past: History, config: Callable[[], Config]
+    ) -> None:
+        execution = Execution(node, executor, past, config)
+        jobs = Jobs(node, executor, past, execution, config)
+        self._parts = (
+            self,
+            execution,
+            jobs,
+            Deploy(node, execution, jobs),
+            Membership(node, executor, registry, config),
+            Trust(node, config),
+        )
 
     async def call(self, name: str, params: Mapping[str, Any], session: Session) -> Answer:
         """Do a command.

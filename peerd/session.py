@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from peerd.messages import STREAMS, Offsets
 from peerd.stdin import Stdin
 
 
@@ -34,16 +35,76 @@ class Caller:
         return f"{self.user}@{self.peer}" if self.user else self.peer
 
 
+class Delivery:
+    """How much of a command's output has come to where it should, so that nobody will ask for it again."""
+
+    def __init__(self) -> None:
+        self.offsets: Offsets = dict.fromkeys(STREAMS, 0)
+        self._listener: Callable[[Offsets], None] | None = None
+
+    def confirm(self, offsets: Offsets) -> None:
+        """All before these offsets has."""
+        self.offsets = offsets
+        if self._listener:
+            self._listener(offsets)
+
+    def listen(self, listener: Callable[[Offsets], None] | None) -> None:
+        """Tell somebody of every confirmation, the last one at once."""
+        self._listener = listener
+        if listener:
+            listener(self.offsets)
+
+
+class ConfirmingSink:
+    """A sink whose caller has all that it took, for good."""
+
+    def __init__(self, sink: Sink, delivery: Delivery) -> None:
+        self._sink = sink
+        self._delivery = delivery
+
+    async def started(self) -> None:
+        """As :class:`Sink` has it."""
+        await self._sink.started()
+
+    async def output(self, stream: str, data: bytes) -> None:
+        """As :class:`Sink` has it."""
+        await self._sink.output(stream, data)
+        offsets = self._delivery.offsets
+        self._delivery.confirm({**offsets, stream: offsets[stream] + len(data)})
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Where a caller goes on that was cut off while a command ran.
+
+    :ivar step: which of the caller's commands it was, from 1
+    :ivar offsets: how much of its output the caller has
+    """
+
+    exec_id: str
+    step: int
+    offsets: Offsets
+
+
 @dataclass(frozen=True)
 class Session:
     """Who called, where output goes, and how the caller takes it back.
 
+    :ivar cancel: set when the caller wants the command stopped
+    :ivar gone: set when nobody is left to hear of it
     :ivar say: shows a line of progress
     :ivar stdin: what the caller sends to a command that reads
+    :ivar delivery: what the caller confirms of the output
+    :ivar running: tells the caller the id of its command, and which of its commands it is
+    :ivar resume: where the caller goes on, or None for a new command
     """
 
     caller: Caller
     sink: Sink
     cancel: asyncio.Event
+    gone: asyncio.Event
     say: Callable[[str], None]
     stdin: Stdin
+    delivery: Delivery
+    running: Callable[[str, int], None] = lambda exec_id, step: None
+    resume: Resume | None = None

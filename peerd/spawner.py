@@ -8,10 +8,12 @@ while the daemon moves it into a scope, then starts the command, waits for it an
 socket. It stays inside the scope, so that its report does not depend on the daemon that asked for it.
 
 A request is one byte that carries four descriptors (stdin, stdout, stderr, control; see unix(7), SCM_RIGHTS), then
-four bytes of length, then JSON: ``argv``, ``environment``, ``directory``, and for another user than root ``uid``,
-``gid`` and ``groups``. The answer is the pid of the gate in four
-bytes. The report is a line of JSON: ``{"status": N}`` as from waitpid(2), or ``{"errno": N, "step": "directory"}``.
-The gate stays until the daemon closes the control socket, so that the daemon can still read the scope's figures.
+four bytes of length, then JSON: ``argv``, ``environment``, ``directory``, for another user than root ``uid``, ``gid``
+and ``groups``, and ``resolved`` where the directory must be entered without a symbolic link. The answer is the pid of
+the gate in four bytes. The gate writes :data:`STARTED` once the command runs, and then its report, a line of JSON:
+``{"status": N, "at": T}``, as from waitpid(2), at that time of CLOCK_MONOTONIC in seconds; or instead of both
+``{"errno": N, "step": "directory"}``.
+The gate stays until the daemon shuts the control socket down, so that the daemon can still read the scope's figures.
 """
 
 from __future__ import annotations
@@ -25,9 +27,12 @@ import resource
 import signal
 import socket
 import struct
+import time
+from pathlib import Path
 from typing import Any, NoReturn
 
 LENGTH = struct.Struct("!I")
+STARTED = b"\n"
 DESCRIPTORS = 4
 CONTROL = 3
 MAX_DESCRIPTOR = 1 << 20
@@ -35,6 +40,8 @@ LOGIN_UMASK = 0o022
 LOGIN_NOFILE = 1024
 EXIT_NOT_EXECUTABLE = 126
 EXIT_NOT_FOUND = 127
+OOM_SCORE = Path("/proc/self/oom_score_adj")
+OOM_SPARE = "-1000"
 # The stop of a scope signals all of its processes; the gate must outlive them to report.
 IGNORED_BY_GATE = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -77,6 +84,11 @@ def gate(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
     os.closerange(len(moved), MAX_DESCRIPTOR)
     if not os.read(CONTROL, 1):
         os._exit(0)
+    # Without it nobody could say how a command ended that ran out of memory.
+    with contextlib.suppress(OSError):
+        OOM_SCORE.write_text(OOM_SPARE)
+    # The command inherits what the gate ignores until it is itself: a stop that comes before waits for that.
+    signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED_BY_GATE)
     report: dict[str, object]
     try:
         enter(request)
@@ -88,11 +100,14 @@ def gate(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
         if pid == 0:
             execute(request)
         drop_streams()
-        report = {"status": os.waitpid(pid, 0)[1]}
+        with contextlib.suppress(OSError):
+            os.write(CONTROL, STARTED)
+        report = {"status": os.waitpid(pid, 0)[1], "at": time.monotonic()}
     drop_streams()
     with contextlib.suppress(OSError):
         os.write(CONTROL, json.dumps(report).encode() + b"\n")
-        os.read(CONTROL, 1)
+        while os.read(CONTROL, 64):
+            pass
     os._exit(0)
 
 
@@ -107,22 +122,32 @@ def drop_streams() -> None:
 def enter(request: dict[str, Any]) -> None:
     """Change to the directory with the rights of the command's user, and be root again."""
     if "uid" not in request:
-        os.chdir(request["directory"])
+        change_directory(request)
         return
     os.setgroups(request["groups"])
     os.setegid(request["gid"])
     os.seteuid(request["uid"])
     try:
-        os.chdir(request["directory"])
+        change_directory(request)
     finally:
         os.seteuid(0)
         os.setegid(0)
+
+
+def change_directory(request: dict[str, Any]) -> None:
+    """Change to the directory; to that very path and not to where a symbolic link leads, where it was resolved."""
+    os.chdir(request["directory"])
+    if request.get("resolved") and os.getcwd() != request["directory"]:
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
 
 
 def execute(request: dict[str, Any]) -> NoReturn:
     """Become the command. A command that cannot be executed ends with 127 or 126, as POSIX has it for a shell."""
     for number in (*IGNORED_BY_GATE, signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED_BY_GATE)
+    with contextlib.suppress(OSError):
+        OOM_SCORE.write_text("0")
     argv = request["argv"]
     try:
         if "uid" in request:

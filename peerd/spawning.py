@@ -52,7 +52,7 @@ class Spawner:
         """Start a gate for one command; it waits for a byte on its control socket before it starts anything.
 
         :param argv: the command, arguments as str with surrogateescape
-        :param user: ``uid``, ``gid`` and ``groups`` of the user to run it as, or None for root
+        :param user: ``uid``, ``gid`` and ``groups`` of the user to run it as, if not root, and ``resolved``
         :param descriptors: stdin, stdout, stderr and control; the caller closes its own copies
         :returns: the pid of the gate
         :raises OSError: when the spawner cannot be started or dies

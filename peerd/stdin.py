@@ -1,7 +1,8 @@
-"""What a caller sends to a command's standard input, under flow control by credit.
+"""What a caller sends to a command's standard input, on its way from a connection to whoever reads it.
 
-The reader grants bytes and the sender sends no more than it was granted, so that no hop between them ever has more
-than a window to hold, and a message behind the data (a cancel) never waits for the reader.
+The reader grants bytes up to an offset and the sender sends no more, so that no hop ever has more than a window to
+hold, and a message behind the data (a cancel) never waits for the reader. Bytes are held until the reader has taken
+them for good, so that they can be sent again after a connection broke.
 """
 
 from __future__ import annotations
@@ -10,46 +11,58 @@ import asyncio
 from collections.abc import Callable
 
 from peerd.errors import Code, PeerdError
-
-WINDOW = 1024 * 1024
-"""Bytes that may be under way at once."""
+from peerd.messages import WINDOW
 
 
 class Stdin:
-    """The bytes on their way from a connection to whoever reads them: a command's pipe, or the next hop.
+    """The bytes between a sender and a reader.
 
-    :param on_grant: tells the sender that it may send so many more bytes
+    :param on_window: tells the sender from which offset on and up to which it may send; the first offset is None where
+        it goes on where it is
     """
 
-    def __init__(self, on_grant: Callable[[int], None]) -> None:
-        self._on_grant = on_grant
-        self._credit = 0
+    def __init__(self, on_window: Callable[[int | None, int], None]) -> None:
+        self._on_window = on_window
+        self._base = 0
+        self._until: int | None = None
         self._held = bytearray()
         self._ended = False
         self._arrived = asyncio.Event()
 
-    def grant(self, size: int) -> None:
-        """Let the sender send ``size`` more bytes."""
-        self._credit += size
-        self._on_grant(size)
+    def open(self, start: int, until: int) -> None:
+        """The reader wants the bytes from ``start`` on and grants those before ``until``."""
+        if self._until is None:
+            self._base, self._until = start, until
+            self._on_window(start, until)
+        else:
+            self.grant(until)
+
+    def grant(self, until: int) -> None:
+        """Let the sender send up to an offset. A window before it, the reader has taken all for good."""
+        if self._until is None or until <= self._until:
+            return
+        self._until = until
+        taken = until - WINDOW - self._base
+        if taken > 0:
+            del self._held[:taken]
+            self._base += taken
+        self._on_window(None, until)
 
     def feed(self, data: bytes) -> None:
         """Take bytes as they arrived; no bytes are the end of the input.
 
         :raises PeerdError: BAD_MESSAGE when the sender was not granted them
         """
-        if self._ended or len(data) > self._credit:
-            raise PeerdError(Code.BAD_MESSAGE, reason=f"{len(data)} bytes of stdin, {self._credit} were granted")
-        self._credit -= len(data)
+        end = self._base + len(self._held) + len(data)
+        if self._ended or self._until is None or end > self._until:
+            raise PeerdError(Code.BAD_MESSAGE, reason=f"stdin up to {end}, granted: {self._until}")
         self._held += data
         self._ended = not data
         self._arrived.set()
 
-    async def read(self) -> bytes:
-        """The bytes that have arrived since the last call, once there are any; none at the end of the input."""
-        while not self._held and not self._ended:
+    async def read(self, offset: int) -> bytes:
+        """The bytes that there are from an offset on, once there are any; none at the end of the input."""
+        while not (held := self._held[max(0, offset - self._base) :]) and not self._ended:
             self._arrived.clear()
             await self._arrived.wait()
-        data = bytes(self._held)
-        self._held.clear()
-        return data
+        return bytes(held)

@@ -6,9 +6,11 @@ that names what was wrong.
 
 from __future__ import annotations
 
+import datetime
 import ipaddress
 import math
 import re
+import time
 
 MAX_COMMAND = 128 * 1024 - 1
 """Bytes in one argument: MAX_ARG_STRLEN of execve(2) is 32 pages, with the final NUL."""
@@ -23,6 +25,7 @@ _USER = re.compile(r"[a-z_][a-z0-9_.-]{0,30}\$?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
 _SIZE = re.compile(r"([0-9]{1,18})([KMGT]?)")
 _PERCENT = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)%?")
+_AGO = re.compile(r"([0-9]{1,9})([smhd])")
 _EXEC_ID = re.compile(r"[0-9a-f]{16,32}")
 _MAC = re.compile(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}")
 
@@ -173,6 +176,19 @@ def count(value: object) -> int:
     if isinstance(value, str) and value.isascii() and value.isdigit():
         value = int(value[:19])
     return integer(value, 1, 2**31)
+
+
+def since(value: object) -> float:
+    """A time in seconds since the epoch: from RFC 3339, or so long ago: a number with s, m, h or d."""
+    text = value if isinstance(value, str) else ""
+    if match := _AGO.fullmatch(text):
+        return time.time() - int(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+    try:
+        moment = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"not a time: {shown(value)} (30m, 2h, 7d, or 2026-01-31T12:00:00Z)") from None
+    # Without a zone it is local time, as in journalctl(1).
+    return moment.timestamp()
 
 
 def boolean(value: object) -> bool:

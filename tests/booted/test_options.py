@@ -134,8 +134,8 @@ def test_a_loop_around_d_keeps_its_input(desktop: Machine) -> None:
 def test_the_record_says_all_that_is_known(desktop: Machine) -> None:
     found = record(desktop, "--shellCmd", "echo out; printf '\\377' >&2; exit 3", directory="/tmp")
     assert list(found) == [
-        "schema", "exec_id", "peer", "directory", "command", "user", "outcome", "exit_status", "signal", "started",
-        "duration", "cpu", "memory_peak", "left_behind", "error",
+        "schema", "exec_id", "peer", "caller", "directory", "command", "user", "detached", "started", "outcome",
+        "exit_status", "signal", "duration", "cpu", "memory_peak", "left_behind", "dropped", "error",
         "stdout", "stdout_encoding", "stdout_bytes", "stderr", "stderr_encoding", "stderr_bytes",
     ]  # fmt: skip
     assert (found["schema"], found["peer"], found["directory"], found["user"]) == (1, "vps", "/tmp", "root")

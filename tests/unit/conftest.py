@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 import hypothesis
 import pytest
 
-from peerd import journal
+from peerd import fdstore, journal
 from peerd.journal import Event
-from unit.support import Journal, children, descriptors
+from unit.support import FakeStore, Journal, children, descriptors
 
 T = TypeVar("T")
 _LIMIT = 15.0
@@ -46,6 +46,19 @@ def records(monkeypatch: pytest.MonkeyPatch) -> Iterator[Journal]:
         assert record.fields["SYSLOG_IDENTIFIER"] == "peerd"
         assert all(_FIELD.fullmatch(name) for name in record.fields), record
         assert all(isinstance(value, bytes | str | int) for value in record.fields.values()), record
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeStore]:
+    """The store of descriptors, which is empty when all is over."""
+    fake = FakeStore()
+    monkeypatch.setattr(fdstore, "keep", fake.keep)
+    monkeypatch.setattr(fdstore, "forget", fake.forget)
+    yield fake
+    left = list(fake.kept)
+    for name in left:
+        fake.forget(name)
+    assert not left, f"kept for ever: {left}"
 
 
 @pytest.fixture

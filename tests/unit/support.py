@@ -7,21 +7,27 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from peerd import config, messages
 from peerd.config import Config
 from peerd.connection import Connection
+from peerd.errors import Outcome, PeerdError
 from peerd.executor import Executor
+from peerd.history import History
+from peerd.job import Job
 from peerd.journal import Event
-from peerd.messages import ExecRequest, ExecResult, Registration
+from peerd.messages import ExecRequest, ExecResult, Offsets, Registration
 from peerd.protocol import Decoder, Frame
-from peerd.scopes import Limits, ScopeEnd, ScopeError, ScopeManager
-from peerd.session import Caller, Sink
+from peerd.run import Run
+from peerd.scopes import Limits, ScopeError, ScopeManager
+from peerd.session import Caller, ConfirmingSink, Delivery, Session, Sink
 from peerd.stdin import Stdin
+from peerd.storage import Storage
 
 LOCALHOST = "127.0.0.1"
 IP_PKTINFO = 8
@@ -107,6 +113,12 @@ class Wire:
         assert frame is not None, "the connection ended"
         return frame
 
+    async def expect(self, type_: str) -> Frame:
+        """The next frame but for confirmations of an earlier command; one of another type is a failure."""
+        while (frame := await self.next()).type != type_:
+            assert frame.type in ("ack", "done"), frame
+        return frame
+
     async def end(self) -> None:
         """Take the end of the connection; anything else is a failure."""
         assert await self.link.receive() is None
@@ -185,9 +197,13 @@ async def linked() -> AsyncIterator[tuple[Connection, Connection]]:
 
 
 class FakePeers:
-    """Other machines' daemons, as a server whose connections a test takes one after another, already greeted."""
+    """Other machines' daemons, as a server whose connections a test takes one after another, already greeted.
+
+    :ivar boot: the boot id that they give
+    """
 
     def __init__(self) -> None:
+        self.boot = ""
         self.links: asyncio.Queue[Wire] = asyncio.Queue()
         self.port = 0
         self.accepted = 0
@@ -201,7 +217,7 @@ class FakePeers:
             await wire.link.expect("hello")
         except ConnectionError:
             return
-        wire.link.post("hello", messages.hello("fake"))
+        wire.link.post("hello", messages.hello("fake", self.boot))
         self.links.put_nowait(wire)
 
     @contextlib.asynccontextmanager
@@ -241,15 +257,48 @@ class FakeExecutor(Executor):
     """Takes the executor's place: each command does what the test says."""
 
     def __init__(self, script: Script) -> None:
-        super().__init__(FakeScopes(), settings, lambda: "here", lambda: None)
+        none: Any = None
+        super().__init__(FakeScopes(), none, none, settings, lambda: "here", lambda: None)
         self._script = script
+        self._asked: dict[str, tuple[ExecRequest, Caller]] = {}
         self.requests: list[tuple[ExecRequest, str]] = []
+        self.heard: list[str] = []
 
-    async def run(
-        self, request: ExecRequest, caller: Caller, sink: Sink, cancel: asyncio.Event, stdin: Stdin | None = None
-    ) -> ExecResult:
+    async def launch(self, request: ExecRequest, caller: Caller) -> Run:
+        """As the executor has it, but for what it returns."""
         self.requests.append((request, str(caller)))
-        return await self._script(request, caller, sink, cancel)
+        self._asked[request.exec_id] = request, caller
+        none: Any = None
+        run: Run = none
+        return run
+
+    def job(self, exec_id: str) -> Job:
+        """The command as it was asked for."""
+        request, caller = self._asked[exec_id]
+        return Job.of(request, "here", str(caller), 1)
+
+    async def attend(self, exec_id: str, session: Session, offsets: Offsets) -> ExecResult:
+        """Do what the script says."""
+        request, caller = self._asked[exec_id]
+        told = asyncio.create_task(self._tell(session))
+        try:
+            return await self._script(request, caller, session.sink, session.cancel)
+        finally:
+            told.cancel()
+
+    async def detach(self, request: ExecRequest, caller: Caller) -> ExecResult:
+        """Start it."""
+        await self.launch(request, caller)
+        return ExecResult(Outcome.EXITED, 0)
+
+    async def _tell(self, session: Session) -> None:
+        # A caller that has gone is one that wants no more.
+        await session.gone.wait()
+        session.cancel.set()
+
+    def delivered(self, exec_id: str) -> None:
+        """Note that the caller has heard the result."""
+        self.heard.append(exec_id)
 
 
 class FakeScopes(ScopeManager):
@@ -257,16 +306,17 @@ class FakeScopes(ScopeManager):
 
     :ivar calls: what was asked for, in order
     :ivar refuse: why starts are refused, or ""
-    :ivar result: what systemd's Result is to be
+    :cvar all_gates: the gate of each scope that there ever was
     """
 
-    def __init__(self, refuse: str = "", result: str = "success") -> None:
+    all_gates: ClassVar[dict[str, int]] = {}
+
+    def __init__(self, refuse: str = "") -> None:
         super().__init__()
         self.calls: list[tuple[str, str]] = []
         self.timeouts: list[tuple[float, float]] = []
         self.gates: dict[str, int] = {}
         self.refuse = refuse
-        self.result = result
         self.refuse_stop = ""
         self._grace = 0.0
 
@@ -275,7 +325,7 @@ class FakeScopes(ScopeManager):
     ) -> None:
         self.calls.append(("start", name))
         self.timeouts.append((timeout, grace))
-        self.gates[name] = pid
+        self.gates[name] = self.all_gates[name] = pid
         self._grace = grace
         if self.refuse:
             raise ScopeError(self.refuse)
@@ -298,13 +348,10 @@ class FakeScopes(ScopeManager):
             for fd in held:
                 os.close(fd)
 
-    async def end(self, name: str) -> ScopeEnd:
-        self.calls.append(("end", name))
-        return ScopeEnd(self.result, 1000)
-
-    def members(self, name: str) -> list[int]:
-        """The processes in a scope."""
-        gate = self.gates[name]
+    @classmethod
+    def members(cls, name: str) -> list[int]:
+        """The processes in a scope, as :func:`peerd.scopes.processes`."""
+        gate = cls.all_gates[name]
         return [pid for pid, (_, session, _) in _processes().items() if gate in (pid, session)]
 
     def kill(self, name: str, number: signal.Signals = signal.SIGTERM) -> None:
@@ -312,6 +359,29 @@ class FakeScopes(ScopeManager):
         for pid in self.members(name):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
+
+
+class FakeStore:
+    """Takes the place of systemd's store of descriptors.
+
+    :ivar kept: its copies, by name
+    """
+
+    def __init__(self) -> None:
+        self.kept: dict[str, list[int]] = {}
+
+    def keep(self, name: str, descriptors: Sequence[int]) -> None:
+        """As :func:`peerd.fdstore.keep`."""
+        self.kept.setdefault(name, []).extend(os.dup(fd) for fd in descriptors)
+
+    def forget(self, name: str) -> None:
+        """As :func:`peerd.fdstore.forget`."""
+        for fd in self.kept.pop(name, []):
+            os.close(fd)
+
+    def given(self) -> dict[str, list[int]]:
+        """What the next process of peerd is given; the store keeps its own."""
+        return {name: [os.dup(fd) for fd in descriptors] for name, descriptors in self.kept.items()}
 
 
 async def readable(fd: int) -> None:
@@ -389,3 +459,59 @@ def frames(data: bytes) -> list[Frame]:
         found.append(frame)
     assert not decoder.partial
     return found
+
+
+CALLER = Caller("laptop", "ann")
+
+
+@contextlib.asynccontextmanager
+async def executing(scope_manager: ScopeManager | None = None, **changes: Any) -> AsyncIterator[Executor]:
+    """An executor that has nothing to do any more at the end."""
+    config = settings(**changes)
+    with tempfile.TemporaryDirectory() as state:
+        past = History(Path(state) / "jobs.db")
+        storage = Storage(Path(state) / "jobs", lambda: config)
+        executor = Executor(scope_manager or FakeScopes(), past, storage, lambda: config, lambda: "vps", lambda: None)
+        try:
+            yield executor
+            assert executor.running == 0
+        finally:
+            await executor.close()
+            past.close()
+
+
+async def run(
+    executor: Executor,
+    asked: ExecRequest,
+    sink: Sink | None = None,
+    cancel: asyncio.Event | None = None,
+    caller: Caller = CALLER,
+) -> ExecResult:
+    """Run a command to its end for a caller who hears all of it."""
+    try:
+        await executor.launch(asked, caller)
+    except PeerdError as error:
+        return ExecResult.failure(error)
+    return await hear(executor, asked, sink, cancel)
+
+
+async def hear(
+    executor: Executor, asked: ExecRequest, sink: Sink | None = None, cancel: asyncio.Event | None = None
+) -> ExecResult:
+    """Hear of a command to its end, from where this sink left it."""
+    delivery, heard = Delivery(), sink or Heard()
+    if isinstance(heard, Heard):
+        delivery.confirm({stream: len(data) for stream, data in heard.streams.items()})
+    audience = Session(
+        CALLER,
+        ConfirmingSink(heard, delivery),
+        cancel or asyncio.Event(),
+        asyncio.Event(),
+        lambda line: None,
+        Stdin(lambda start, until: None),
+        delivery,
+    )
+    result = await executor.attend(asked.exec_id, audience, delivery.offsets)
+    assert result is not None
+    executor.delivered(asked.exec_id)
+    return result

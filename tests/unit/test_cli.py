@@ -250,7 +250,8 @@ PEERS = ("desktop", "laptop", "vps")
         (["execOnPeer", "--env", "A=1", "--en"], ["--env"]),
         (["setPeerConfig", "--role", ""], ["leader", "worker"]),
         (["listPeers", "--"], ["--help", "--json"]),
-        (["help", "get"], ["getPeerInfo", "getPeerStatus"]),
+        (["help", "get"], ["getJob", "getPeerInfo", "getPeerStatus"]),
+        (["waitJob", "--"], ["--help", "--job", "--json", "--peer"]),
         (["noSuchCommand", ""], []),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import pty
 import signal
@@ -10,13 +11,15 @@ import sys
 import termios
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from peerd.client import _ATTEMPTS
+from peerd.messages import WINDOW
 from peerd.protocol import Frame
-from unit.support import Wire, readable, unix_server
+from unit.support import EXEC_ID, Wire, pipe, readable, unix_server
 
 MAIN = "from peerd.client import main; raise SystemExit(main())"
 ROOT = Path(__file__).parents[2]
@@ -55,7 +58,22 @@ class Client:
 
     running: Running
     wire: Wire
-    invoke: Frame
+    wires: asyncio.Queue[Wire]
+    invoke: Frame = field(init=False)
+
+    async def greeted(self) -> None:
+        """Take what it asks for, and greet it."""
+        assert (await self.wire.link.expect("hello")).fields["protocol"] == 1
+        self.invoke = await self.wire.link.expect("invoke")
+        self.wire.link.post("hello", {"protocol": 1, "version": "test"})
+
+    async def again(self) -> Frame:
+        """Take its next connection, after this one broke; what it asks for now."""
+        self.wire.link.close()
+        await self.wire.link.finish()
+        self.wire = await self.wires.get()
+        await self.greeted()
+        return self.invoke
 
     async def ended(self) -> tuple[int, bytes, bytes]:
         """Its exit status, stdout and stderr."""
@@ -63,13 +81,17 @@ class Client:
 
 
 async def program(
-    path: Path, *argv: str, stdout: int = asyncio.subprocess.PIPE, through: Sequence[str] = ()
+    path: Path,
+    *argv: str,
+    stdin: int = asyncio.subprocess.DEVNULL,
+    stdout: int = asyncio.subprocess.PIPE,
+    through: Sequence[str] = (),
 ) -> Running:
     return Running(
         await asyncio.create_subprocess_exec(
             *(*through, sys.executable, "-c", MAIN, *argv),
             env={"PATH": "/usr/bin:/bin", "PEERD_SOCKET": str(path), "PYTHONPATH": str(ROOT)},
-            stdin=asyncio.subprocess.DEVNULL,
+            stdin=stdin,
             stdout=stdout,
             stderr=asyncio.subprocess.PIPE,
         )
@@ -78,7 +100,11 @@ async def program(
 
 @asynccontextmanager
 async def called(
-    directory: Path, *argv: str, stdout: int = asyncio.subprocess.PIPE, through: Sequence[str] = ()
+    directory: Path,
+    *argv: str,
+    stdin: int = asyncio.subprocess.DEVNULL,
+    stdout: int = asyncio.subprocess.PIPE,
+    through: Sequence[str] = (),
 ) -> AsyncIterator[Client]:
     """`d`, at the point where its command has arrived and it is being greeted."""
     wires: asyncio.Queue[Wire] = asyncio.Queue()
@@ -87,18 +113,17 @@ async def called(
         wires.put_nowait(Wire(reader, writer))
 
     async with unix_server(accept, directory / "socket") as path:
-        running = await program(path, *argv, stdout=stdout, through=through)
-        wire = await wires.get()
+        running = await program(path, *argv, stdin=stdin, stdout=stdout, through=through)
+        client = Client(running, await wires.get(), wires)
         try:
-            hello = await wire.link.expect("hello")
-            assert hello.fields["protocol"] == 1
-            invoke = await wire.link.expect("invoke")
-            wire.link.post("hello", {"protocol": 1, "version": "test"})
-            yield Client(running, wire, invoke)
+            await client.greeted()
+            assert "resume" not in client.invoke.fields
+            yield client
         finally:
             await running.gone()
-            wire.link.abort()
-            await wire.link.finish()
+            client.wire.link.abort()
+            await client.wire.link.finish()
+            assert wires.empty()
 
 
 async def without_daemon(path: Path, *argv: str) -> tuple[int, bytes, bytes]:
@@ -164,10 +189,14 @@ def test_an_error_is_shown_and_ends_with_255(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("part", [b"", b'{"type":"out', b'{"type":"output","stream":"stdout","size":9}\nhalf'])
-def test_a_daemon_that_goes_before_the_end_is_told_of_with_255(tmp_path: Path, part: bytes) -> None:
+PARTS = [b"", b'{"type":"out', b'{"type":"output","stream":"stdout","by":"peerd","size":9}\nhalf']
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_daemon_that_goes_once_it_took_the_command_is_not_asked_again(tmp_path: Path, part: bytes) -> None:
     async def main() -> None:
-        async with called(tmp_path, "version") as client:
+        async with called(tmp_path, "deletePeer") as client:
+            client.wire.link.post("running", {"execId": "", "step": 1})
             client.wire.writer.write(part)
             client.wire.link.close()
             status, out, err = await client.ended()
@@ -178,21 +207,227 @@ def test_a_daemon_that_goes_before_the_end_is_told_of_with_255(tmp_path: Path, p
     asyncio.run(main())
 
 
-def test_a_daemon_that_goes_without_having_read_is_told_of_with_255(tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", PARTS)
+def test_a_daemon_that_goes_before_it_took_the_command_is_asked_again(tmp_path: Path, part: bytes) -> None:
     async def main() -> None:
-        accepted = asyncio.Event()
+        async with called(tmp_path, "listPeers") as client:
+            client.wire.writer.write(part)
+            fields = client.invoke.fields
+            assert (await client.again()).fields == fields
+            client.wire.link.post("running", {"execId": "", "step": 1})
+            client.wire.link.post("exit", {"status": 3})
+            assert await client.ended() == (3, b"", b"")
+
+    asyncio.run(main())
+
+
+def test_a_daemon_that_goes_again_and_again_is_told_of_with_255(tmp_path: Path) -> None:
+    async def main() -> None:
+        accepted = 0
 
         async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal accepted
+            accepted += 1
             # Unread bytes at the close are a reset for the other end.
             writer.transport.abort()
-            accepted.set()
 
         async with unix_server(accept, tmp_path / "socket") as path:
             status, out, err = await without_daemon(path, "version", "x" * 100_000)
             assert (status, out) == (255, b"")
             assert b"Traceback" not in err
             assert b"peerd" in err
-            await accepted.wait()
+            assert accepted == 1 + _ATTEMPTS
+
+    asyncio.run(main())
+
+
+def begin(client: Client, step: int = 1, exec_id: str = EXEC_ID) -> None:
+    """Say that a command runs."""
+    client.wire.link.post("running", {"execId": exec_id, "step": step})
+    client.wire.link.post("started")
+
+
+async def shown(client: Client, data: bytes, stream: str = "stdout") -> None:
+    """Send output and wait until some was shown."""
+    client.running.spoke.clear()
+    await client.wire.link.send("output", {"stream": stream}, data)
+    await client.running.spoke.wait()
+
+
+def test_a_connection_that_breaks_is_made_anew_and_goes_on_where_the_output_was(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with called(tmp_path, "execOnPeer", "--x") as client:
+            begin(client)
+            await shown(client, b"one ")
+            await shown(client, b"err", "stderr")
+            # What peerd itself says is not the command's, and half a frame is none.
+            await client.wire.link.send("output", {"stream": "stderr", "by": "peerd"}, b"!")
+            client.wire.writer.write(b'{"type":"output","stream":"stdout","size":4}\nha')
+            again = (await client.again()).fields
+            assert again["argv"] == ["execOnPeer", "--x"]
+            assert again["resume"] == {"execId": EXEC_ID, "step": 1, "stdout": 4, "stderr": 3}
+            begin(client)
+            await shown(client, b"half")
+            again = (await client.again()).fields
+            assert again["resume"] == {"execId": EXEC_ID, "step": 1, "stdout": 8, "stderr": 3}
+            begin(client)
+            client.wire.link.post("exit", {"status": 5})
+            assert await client.ended() == (5, b"one half", b"err!")
+
+    asyncio.run(main())
+
+
+def test_a_later_step_is_resumed_by_its_own_id_and_offsets(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with called(tmp_path, "remoteDeployDaemon") as client:
+            begin(client)
+            await shown(client, b"pulled\n")
+            begin(client, 2, "f" * 16)
+            await shown(client, b"b")
+            resume = (await client.again()).fields["resume"]
+            assert resume == {"execId": "f" * 16, "step": 2, "stdout": 1, "stderr": 0}
+            # The step before is over: nothing of it is asked for again.
+            begin(client, 2, "f" * 16)
+            client.wire.link.post("output", {"stream": "stdout"}, b"uilt\n")
+            client.wire.link.post("exit", {"status": 0})
+            assert await client.ended() == (0, b"pulled\nbuilt\n", b"")
+
+    asyncio.run(main())
+
+
+def test_who_cancelled_does_not_try_again(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with called(tmp_path, "execOnPeer") as client:
+            begin(client)
+            await shown(client, b".")
+            client.running.process.send_signal(signal.SIGINT)
+            await client.wire.link.expect("cancel")
+            client.wire.link.close()
+            status, _, err = await client.ended()
+            assert status == 255
+            assert err.startswith(b"peerd ended the connection before the command's result\n")
+
+    asyncio.run(main())
+
+
+def test_output_is_confirmed_by_its_id_and_what_peerd_says_is_not_counted(tmp_path: Path) -> None:
+    chunk = bytes(64 * 1024)
+
+    async def main() -> None:
+        async with called(tmp_path, "execOnPeer") as client:
+            begin(client)
+            for _ in range(4):
+                await client.wire.link.send("output", {"stream": "stderr", "by": "peerd"}, b"said")
+                await client.wire.link.send("output", {"stream": "stdout"}, chunk)
+            ack = await client.wire.link.expect("ack")
+            assert ack.fields == {"execId": EXEC_ID, "stdout": 4 * len(chunk), "stderr": 0}
+            client.wire.link.post("exit", {"status": 0})
+            assert await client.ended() == (0, chunk * 4, b"said" * 4)
+            await client.wire.end()
+
+    asyncio.run(main())
+
+
+def test_input_is_sent_again_from_where_the_reader_is(tmp_path: Path) -> None:
+    async def main() -> None:
+        with pipe() as (read, write):
+            async with called(tmp_path, "execOnPeer", stdin=read) as client:
+                begin(client)
+                client.wire.link.post("stdinWindow", {"from": 0, "until": 6})
+                os.write(write, b"0123456789")
+                assert (await client.wire.link.expect("stdin")).payload == b"012345"
+                await client.again()
+                begin(client)
+                client.wire.link.post("stdinWindow", {"from": 2, "until": 8})
+                assert (await client.wire.link.expect("stdin")).payload == b"2345"
+                assert (await client.wire.link.expect("stdin")).payload == b"67"
+                client.wire.link.post("stdinWindow", {"until": 100})
+                assert (await client.wire.link.expect("stdin")).payload == b"89"
+                os.close(write)
+                assert (await client.wire.link.expect("stdin")).payload == b""
+                # The end is sent again, too.
+                await client.again()
+                begin(client)
+                client.wire.link.post("stdinWindow", {"from": 10, "until": 100})
+                assert (await client.wire.link.expect("stdin")).payload == b""
+                client.wire.link.post("exit", {"status": 0})
+                assert await client.ended() == (0, b"", b"")
+
+    asyncio.run(main())
+
+
+def test_input_that_was_taken_for_good_is_let_go(tmp_path: Path) -> None:
+    async def main() -> None:
+        with pipe() as (read, write):
+            async with called(tmp_path, "execOnPeer", stdin=read) as client:
+                begin(client)
+                client.wire.link.post("stdinWindow", {"from": 0, "until": WINDOW})
+                os.write(write, b"0123456789")
+                assert (await client.wire.link.expect("stdin")).payload == b"0123456789"
+                client.wire.link.post("stdinWindow", {"until": WINDOW + 7})
+                await client.again()
+                begin(client)
+                client.wire.link.post("stdinWindow", {"from": 7, "until": WINDOW + 7})
+                assert (await client.wire.link.expect("stdin")).payload == b"789"
+                client.wire.link.post("exit", {"status": 0})
+                assert await client.ended() == (0, b"", b"")
+
+    asyncio.run(main())
+
+
+RECORD = {"outcome": "exited", "exit_status": 3}
+
+
+def test_a_record_has_all_output_also_when_the_connection_broke_meanwhile(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with called(tmp_path, "execOnPeer", "--json") as client:
+            client.wire.link.post("collect", {"events": False})
+            begin(client)
+            client.wire.link.post("output", {"stream": "stdout"}, b"one ")
+            client.wire.link.post("output", {"stream": "stderr", "by": "peerd"}, b"said\n")
+            await client.running.spoke.wait()
+            resume = (await client.again()).fields["resume"]
+            assert resume == {"execId": EXEC_ID, "step": 1, "stdout": 4, "stderr": 0}
+            client.wire.link.post("collect", {"events": False})
+            begin(client)
+            client.wire.link.post("output", {"stream": "stdout"}, b"two")
+            client.wire.link.post("output", {"stream": "stderr"}, b"\xff")
+            client.wire.link.post("exit", {"status": 3, "record": RECORD})
+            status, out, err = await client.ended()
+            assert (status, err) == (3, b"said\n")
+            assert json.loads(out) == {
+                **RECORD,
+                "stdout": "one two",
+                "stdout_encoding": "utf-8",
+                "stdout_bytes": 7,
+                "stderr": "/w==",
+                "stderr_encoding": "base64",
+                "stderr_bytes": 1,
+            }
+
+    asyncio.run(main())
+
+
+def test_each_event_comes_once_also_when_the_connection_broke_meanwhile(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with called(tmp_path, "execOnPeer", "--json", "--stream") as client:
+            client.wire.link.post("collect", {"events": True})
+            begin(client)
+            await shown(client, b"one")
+            resume = (await client.again()).fields["resume"]
+            assert resume == {"execId": EXEC_ID, "step": 1, "stdout": 3, "stderr": 0}
+            client.wire.link.post("collect", {"events": True})
+            begin(client)
+            client.wire.link.post("output", {"stream": "stderr"}, b"two")
+            client.wire.link.post("exit", {"status": 3, "record": RECORD})
+            status, out, _ = await client.ended()
+            assert status == 3
+            assert [json.loads(line) for line in out.splitlines()] == [
+                {"event": "started"},
+                {"event": "output", "stream": "stdout", "data": "one", "encoding": "utf-8"},
+                {"event": "output", "stream": "stderr", "data": "two", "encoding": "utf-8"},
+                {"event": "result", **RECORD},
+            ]
 
     asyncio.run(main())
 

@@ -8,10 +8,13 @@ import keyword
 import pytest
 
 from peerd.commands import BY_NAME, COMMANDS, Command, snake_case
+from peerd.deploy import Deploy
 from peerd.errors import KINDS, Code
 from peerd.execution import Execution
+from peerd.jobs import Jobs
 from peerd.membership import Membership
 from peerd.service import Service
+from peerd.trust import Trust
 
 SEED = (
     "execOnPeer remotePull remoteBd remoteDeployDaemon setPeerConfig registerWorker getPeerStatus listPeers "
@@ -20,7 +23,7 @@ SEED = (
 SERVED = [command for command in COMMANDS if command.name != "help"]
 METHODS = {
     name: method
-    for part in (Service, Execution, Membership)
+    for part in (Service, Execution, Jobs, Deploy, Membership, Trust)
     for name, method in vars(part).items()
     if name.startswith("do_")
 }
@@ -84,7 +87,7 @@ def test_an_optional_option_comes_after_the_required_ones(command: Command) -> N
 
 def test_advice_in_errors_names_commands_and_options_that_there_are() -> None:
     words = [text.split() for code in Code for text in KINDS[code].hints if " d " in f" {text}"]
-    named = [line[line.index("d") + 1] for line in words if "d" in line]
+    named = [line[place + 1].strip(",.)") for line in words for place, word in enumerate(line) if word == "d"]
     assert named
     assert set(named) <= set(BY_NAME)
     flags = {option.flag for command in COMMANDS for option in command.options}

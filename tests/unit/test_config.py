@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
-from peerd.config import SETTINGS, Config, ConfigError, Setting, parse
+from peerd.config import SETTINGS, Config, ConfigError, Mode, Setting, parse
+from peerd.policy import Policy, Rule
 from unit.support import settings
 
 NAMES = {setting.name for setting in SETTINGS}
 BAD = {
     "vpn-interface": ["", "wg/0", "a" * 16, "wg 0", "w\x1bg"],
     "leader-address": ["", "vps", "0.0.0.0", "10.0.0.0/24", "::1"],
+    "registration": ["", "yes", "OPEN", "open closed"],
+    "registry-admins": ["a b!", "@", "@a/b"],
+    "accept-exec": ["", "true", "No", "1"],
     "port": ["", "0", "65536", "-1", "x", "3600.0"],
     "repository": ["", "opt", "/a\0b"],
     "pull-command": ["", "a\0b"],
@@ -21,15 +25,24 @@ BAD = {
     "default-timeout": ["", "0", "-1", "x", "nan", "inf", "30s"],
     "build-timeout": ["0"],
     "max-timeout": ["0", "99999999999"],
+    "detached-timeout": ["0", "x"],
+    "reattach-timeout": ["0", "-1"],
     "stop-grace": ["0"],
     "connect-timeout": ["0"],
     "heartbeat-interval": ["0"],
+    "job-output-limit": ["0", "x", "-1M", ""],
+    "total-output-limit": ["0", "1.5G"],
+    "job-retention": ["0", "week"],
+    "history-limit": ["0", "1K", "100001"],
     "max-commands": ["0", "x", "1.5", "100001"],
     "max-connections": ["0", ""],
 }
 GOOD = {
     "vpn-interface": ("wg-home", "wg-home"),
     "leader-address": ("10.1.2.3", "10.1.2.3"),
+    "registration": ("approval", Mode.APPROVAL),
+    "registry-admins": ("vps laptop", ("vps", "laptop")),
+    "accept-exec": ("no", False),
     "port": ("65535", 65535),
     "repository": ("/srv/x y", "/srv/x y"),
     "pull-command": ("git pull --ff-only # now", "git pull --ff-only # now"),
@@ -38,9 +51,15 @@ GOOD = {
     "default-timeout": ("0.5", 0.5),
     "build-timeout": ("60", 60.0),
     "max-timeout": ("90000", 90000.0),
+    "detached-timeout": ("3600", 3600.0),
+    "reattach-timeout": ("0.5", 0.5),
     "stop-grace": ("2", 2.0),
     "connect-timeout": ("1.5", 1.5),
     "heartbeat-interval": ("3", 3.0),
+    "job-output-limit": ("1K", 1024),
+    "total-output-limit": ("2G", 2 * 1024**3),
+    "job-retention": ("60", 60.0),
+    "history-limit": ("100000", 100000),
     "max-commands": ("1", 1),
     "max-connections": ("100000", 100000),
 }
@@ -51,15 +70,16 @@ def attribute(name: str) -> str:
 
 
 def test_the_configuration_has_an_attribute_for_each_setting_and_no_other() -> None:
-    assert [field.name for field in fields(Config)] == [attribute(setting.name) for setting in SETTINGS]
+    names = [attribute(setting.name) for setting in SETTINGS]
+    assert [field.name for field in fields(Config)] == [*names, "policy"]
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
 def test_a_default_is_a_value_and_its_attribute_has_the_type_of_it(setting: Setting) -> None:
     value = setting.parse(setting.default)
     assert getattr(parse([])[0], attribute(setting.name)) == value
-    declared = next(field.type for field in fields(Config) if field.name == attribute(setting.name))
-    assert type(value).__name__ == declared
+    declared = str(next(field.type for field in fields(Config) if field.name == attribute(setting.name)))
+    assert type(value).__name__ == declared.split("[", maxsplit=1)[0]
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
@@ -75,7 +95,9 @@ def test_every_setting_has_examples_here() -> None:
 @pytest.mark.parametrize("name", sorted(NAMES))
 def test_a_file_sets_a_setting_and_leaves_the_others_at_their_defaults(name: str) -> None:
     text, value = GOOD[name]
-    assert parse([("a.conf", f"[peerd]\n{name} = {text}\n")]) == (settings(**{attribute(name): value}), [])
+    found, warnings = parse([("a.conf", f"[peerd]\n{name} = {text}\n")])
+    assert replace(found, policy=settings().policy) == settings(**{attribute(name): value})
+    assert warnings == []
 
 
 @pytest.mark.parametrize(("name", "text"), [(name, text) for name, texts in sorted(BAD.items()) for text in texts])
@@ -118,19 +140,89 @@ def test_an_unknown_setting_is_ignored_with_a_warning() -> None:
     assert warnings == ["x.conf: unknown setting 'prot', ignored"]
 
 
-def test_an_unknown_section_is_ignored_with_a_warning() -> None:
-    found, warnings = parse([("x.conf", "[daemon]\nport = 1\n[peerd]\nport = 2\n")])
-    assert found.port == 2
-    assert warnings == ["x.conf: unknown section [daemon], ignored"]
+@pytest.mark.parametrize("section", ["daemon", "DEFAULT", "alow x", "deny x", "Allow x", "peerd ", "", "peer"])
+def test_an_unknown_section_is_refused_because_it_may_be_meant_as_a_policy(section: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse([("x.conf", f"[{section}]\npeers = *\n")])
+    assert str(caught.value).startswith("x.conf: ")
 
 
-def test_a_default_section_is_a_section_like_any_other() -> None:
-    found, warnings = parse([("x.conf", "[DEFAULT]\nport = 1\n")])
-    assert found == settings()
-    assert warnings == ["x.conf: unknown section [DEFAULT], ignored"]
-    found, warnings = parse([("x.conf", "[DEFAULT]\nport = 1\n[peerd]\nmax-commands = 2\n")])
-    assert found == settings(max_commands=2)
-    assert warnings == ["x.conf: unknown section [DEFAULT], ignored"]
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[allow]\npeers = *\n", "x.conf: [allow]: a name is needed"),
+        ("[allow a b]\npeers = *\n", "x.conf: [allow a b]: a name is needed"),
+        ("[allow a]\n", "[allow a]: peers is missing"),
+        ("[allow a]\npeers =\n", "x.conf: peers: must not be empty"),
+        ("[allow a]\npeers = @b\n", "there is no [group b]"),
+        ("[peerd]\nregistry-admins = @b\n", "there is no [group b]"),
+        ("[allow a]\npeers = *\ndirektories = /\n", "x.conf: [allow a]: unknown setting 'direktories'"),
+        ("[allow a]\npeers = *\ndirectories = srv\n", "x.conf: directories: directory must be an absolute path"),
+        ("[allow a]\npeers = *\nusers =\n", "x.conf: users: must not be empty"),
+        ("[allow a]\npeers = *\nusers = Root\n", "x.conf: users: not a user name"),
+        ("[allow a]\npeers = *\nprograms = git 'pull\n", "x.conf: programs: No closing quotation"),
+        ("[allow a]\npeers = *\nprograms = ... git\n", "x.conf: programs: not a program"),
+        ("[allow a]\npeers = *\nprograms = git ... pull\n", "x.conf: programs: not a program"),
+        ("[allow a]\npeers = *\nshell-commands =\n", "x.conf: shell-commands: must not be empty"),
+        ("[allow a]\npeers = *\nactions = deploy\n", "x.conf: actions: neither pull nor build"),
+        ("[allow a]\npeers = *\nmax-timeout = 0\n", "x.conf: max-timeout: not a number of seconds"),
+        ("[group a]\npeers = *\n", "x.conf: peers: not a valid peer id"),
+        ("[group a]\npeers = @b\n", "x.conf: peers: not a valid peer id"),
+        ("[group a]\npeers = b\nusers = c\n", "x.conf: [group a]: unknown setting 'users'"),
+    ],
+)
+def test_a_policy_that_is_not_understood_is_refused(text: str, reason: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse([("x.conf", text)])
+    assert str(caught.value).startswith(reason)
+    assert str(caught.value).isprintable()
+
+
+def test_a_policy_is_read_from_all_files_setting_by_setting() -> None:
+    first = """
+[peerd]
+registry-admins = @servers
+[group servers]
+peers = vps nas
+[allow deploy]
+peers = @servers desktop
+users = root www-data
+directories = /opt/automateLinux
+  /srv/x y
+shell-commands =
+  git pull
+  systemctl status *
+programs = git -C '/srv/x y' pull
+  ls ...
+actions = pull
+variables = LANG LC_*
+max-timeout = 60
+"""
+    found = parse([("1", first), ("2", "[allow deploy]\nmax-timeout = 90\n[allow all]\npeers = vps\n")])[0].policy
+    assert found == Policy(
+        True,
+        ("@servers",),
+        (
+            Rule(
+                "deploy",
+                ("@servers", "desktop"),
+                ("root", "www-data"),
+                ("/opt/automateLinux", "/srv/x y"),
+                ("git pull", "systemctl status *"),
+                (("git", "-C", "/srv/x y", "pull"), ("ls", "...")),
+                ("pull",),
+                ("LANG", "LC_*"),
+                90.0,
+            ),
+            Rule("all", ("vps",)),
+        ),
+        {"servers": ("vps", "nas")},
+    )
+
+
+def test_nobody_and_everybody_can_be_the_registrys_admins() -> None:
+    assert parse([("x", "[peerd]\nregistry-admins =\n")])[0].policy.registry_admins == ()
+    assert parse([])[0].policy == Policy()
 
 
 @pytest.mark.parametrize(
@@ -151,23 +243,18 @@ def test_what_is_no_configuration_is_refused_by_the_name_of_its_file(text: str) 
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["default-timeout", "build-timeout"])
+DEFAULTS = ("default-timeout", "build-timeout", "detached-timeout")
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
 def test_a_default_over_the_maximum_is_refused(name: str) -> None:
+    values = {"max-timeout": 10, **dict.fromkeys(DEFAULTS, 1), name: 11}
     with pytest.raises(ConfigError, match=r"must not be more than max-timeout"):
-        parse(
-            [
-                (
-                    "x",
-                    f"[peerd]\n{name} = 11\nmax-timeout = 10\ndefault-timeout = 1\nbuild-timeout = 1\n".replace(
-                        f"{name} = 1\n", ""
-                    ),
-                )
-            ]
-        )
+        parse([("x", "[peerd]\n" + "".join(f"{key} = {value}\n" for key, value in values.items()))])
 
 
 def test_a_default_at_the_maximum_is_taken() -> None:
-    text = "[peerd]\ndefault-timeout = 10\nbuild-timeout = 10\nmax-timeout = 10\n"
+    text = "[peerd]\nmax-timeout = 10\n" + "".join(f"{name} = 10\n" for name in DEFAULTS)
     assert parse([("x", text)])[0].default_timeout == 10
 
 

@@ -6,8 +6,7 @@ import asyncio
 import os
 import select
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,36 +15,24 @@ import pytest
 from peerd import scopes
 from peerd.errors import Code, Outcome
 from peerd.execution import new_exec_id
-from peerd.executor import Executor
 from peerd.journal import Event
 from peerd.messages import MAX_OUTPUT, Action, ExecRequest, ExecResult
-from peerd.scopes import Limits, ScopeManager, scope_name
-from peerd.session import Caller, Sink
-from unit.support import EXEC_ID, FakeScopes, Heard, Journal, settings
+from peerd.scopes import Figures, Limits, scope_name
+from peerd.session import Caller
+from unit.support import EXEC_ID, FakeScopes, Heard, Journal, executing, hear, run
 
 CALLER = Caller("laptop", "ann")
 SCOPE = scope_name(EXEC_ID)
 
 
-@asynccontextmanager
-async def executing(scope_manager: ScopeManager | None = None, **changes: Any) -> AsyncIterator[Executor]:
-    config = settings(**changes)
-    executor = Executor(scope_manager or FakeScopes(), lambda: config, lambda: "vps", lambda: None)
-    try:
-        yield executor
-        assert executor.running == 0
-    finally:
-        executor.close()
+@pytest.fixture(autouse=True)
+def _members(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is in a scope, where there are no control groups."""
+    monkeypatch.setattr(scopes, "processes", FakeScopes.members)
 
 
 def request(command: str, directory: str = "/", **changes: Any) -> ExecRequest:
     return ExecRequest(changes.pop("exec_id", EXEC_ID), directory, command, **changes)
-
-
-async def run(
-    executor: Executor, asked: ExecRequest, sink: Sink | None = None, cancel: asyncio.Event | None = None
-) -> ExecResult:
-    return await executor.run(asked, CALLER, sink or Heard(), cancel or asyncio.Event())
 
 
 def result_of(command: str, directory: str = "/", **changes: Any) -> tuple[ExecResult, Heard]:
@@ -174,7 +161,7 @@ def test_cancel_stops_the_command_and_says_when_it_is_gone() -> None:
             cancel.set()
             result = await running
         assert (result.outcome, result.exit_status, code(result)) == (Outcome.CANCELLED, 130, Code.CANCELLED)
-        assert fake.calls == [("start", SCOPE), ("stop", SCOPE), ("end", SCOPE)]
+        assert fake.calls == [("start", SCOPE), ("stop", SCOPE)]
         with pytest.raises(ProcessLookupError):
             os.killpg(fake.gates[SCOPE], 0)
 
@@ -193,15 +180,13 @@ def test_cancel_does_not_wait_for_a_sink_that_takes_no_more() -> None:
     asyncio.run(main())
 
 
-def test_a_command_that_is_cancelled_before_its_start_does_not_run(tmp_path: Path) -> None:
+def test_a_command_whose_caller_cancelled_before_it_began_is_stopped_at_once() -> None:
     async def main() -> None:
-        heard, cancel = Heard(), asyncio.Event()
+        cancel = asyncio.Event()
         cancel.set()
         async with executing() as executor:
-            result = await run(executor, request("touch ran", str(tmp_path)), heard, cancel)
+            result = await run(executor, request("exec sleep 1000"), Heard(), cancel)
         assert (result.outcome, result.exit_status) == (Outcome.CANCELLED, 130)
-        assert not (tmp_path / "ran").exists()
-        assert not heard.begun.is_set()
 
     asyncio.run(main())
 
@@ -215,8 +200,12 @@ class Gone(Heard):
 
 def test_a_command_whose_output_nobody_takes_is_stopped() -> None:
     async def main() -> None:
-        async with executing() as executor:
-            assert (await run(executor, request("exec yes"), Gone())).outcome is Outcome.CANCELLED
+        async with executing(reattach_timeout=0.05) as executor:
+            with pytest.raises(ConnectionError):
+                await run(executor, request("exec yes"), Gone())
+            result = (await executor.wait(EXEC_ID)).result
+            assert result is not None
+            assert result.outcome is Outcome.CANCELLED
 
     asyncio.run(main())
 
@@ -252,8 +241,7 @@ def test_no_more_commands_run_at_once_than_are_allowed() -> None:
             assert (refused.outcome, refused.exit_status, code(refused)) == (Outcome.DENIED, 255, Code.BUSY)
             cancel.set()
             await first
-            # What was refused has not run, so its id is free.
-            assert (await run(executor, request("true", exec_id="1" * 16))).exit_status == 0
+            assert (await run(executor, request("true", exec_id="2" * 16))).exit_status == 0
 
     asyncio.run(main())
 
@@ -264,7 +252,21 @@ def test_a_timeout_over_the_maximum_is_denied() -> None:
             denied = await run(executor, request("true", timeout=60.5))
             assert (denied.outcome, code(denied)) == (Outcome.DENIED, Code.DENIED)
             assert "60.5" in str(denied.error)
-            assert (await run(executor, request("true", timeout=60.0))).exit_status == 0
+            assert (await run(executor, request("true", timeout=60.0, exec_id="1" * 16))).exit_status == 0
+
+    asyncio.run(main())
+
+
+def test_a_refusal_is_remembered_for_who_did_not_hear_it_and_its_id_is_used_up(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with executing(max_timeout=60.0) as executor:
+            refused = request("touch ran", str(tmp_path), timeout=61.0)
+            await run(executor, refused)
+            assert code(await hear(executor, refused)) is Code.DENIED
+            assert code(await run(executor, replace(refused, timeout=1.0))) is Code.DUPLICATE
+            # That it was asked for again changes nothing of what is known of it.
+            assert code(await hear(executor, refused)) is Code.DENIED
+        assert not (tmp_path / "ran").exists()
 
     asyncio.run(main())
 
@@ -338,25 +340,22 @@ def test_without_a_scope_nothing_is_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("systemd", "outcome", "status", "expected"),
-    [("oom-kill", Outcome.OOM, 255, Code.OUT_OF_MEMORY)],
+    ("command", "outcome"), [("kill -9 $$", Outcome.OOM), ("exit 137", Outcome.OOM), ("true", Outcome.EXITED)]
 )
-def test_how_systemd_ended_the_scope_is_how_the_command_ended(
-    systemd: str, outcome: Outcome, status: int, expected: Code
+def test_a_command_that_failed_when_memory_ran_out_is_out_of_memory(
+    command: str, outcome: Outcome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def main() -> None:
-        async with executing(FakeScopes(result=systemd)) as executor:
-            result = await run(executor, request("kill -9 $$"))
-        assert (result.outcome, result.exit_status, code(result)) == (outcome, status, expected)
-
-    asyncio.run(main())
+    monkeypatch.setattr(scopes, "figures", lambda name: Figures(1000, 4096, oom_kills=1))
+    result, _ = result_of(command)
+    assert (result.outcome, result.cpu_usec, result.memory_peak) == (outcome, 1000, 4096)
+    assert result.exit_status == (0 if outcome is Outcome.EXITED else 255)
 
 
 class Timed(FakeScopes):
     """Stops the scope itself when its time is over, as systemd does."""
 
     def __init__(self) -> None:
-        super().__init__(result="timeout")
+        super().__init__()
 
     async def start(
         self, name: str, pid: int, description: str, timeout: float, grace: float, limits: Limits | None = None
@@ -392,13 +391,17 @@ def test_a_systemd_that_does_not_answer_the_stop_leaves_nothing_running(
     records.expect(Event.INTERNAL_ERROR)
     fake = FakeScopes()
     fake.refuse_stop = "no answer from systemd"
-    killed: list[str] = []
-    monkeypatch.setattr(scopes, "kill", killed.append)
+
+    def kill(name: str) -> None:
+        fake.kill(name, signal.SIGKILL)
+
+    monkeypatch.setattr(scopes, "kill", kill)
 
     async def main() -> None:
         async with executing(fake) as executor:
-            assert (await run(executor, request("exit 4"))).exit_status == 4
-        assert killed == [SCOPE]
+            result = await run(executor, request("sleep 1000 & exit 4"))
+            assert (result.outcome, result.exit_status, result.left_behind) == (Outcome.EXITED, 4, 1)
+        assert fake.calls == [("start", SCOPE), ("stop", SCOPE)]
         (record,) = records.of(Event.INTERNAL_ERROR)
         assert "no answer from systemd" in record.message
 
@@ -486,15 +489,22 @@ def test_a_caller_is_named_with_its_user() -> None:
     assert str(Caller("laptop", "ann")) == "ann@laptop"
 
 
-def test_a_run_that_is_given_up_leaves_nothing_of_ours_behind() -> None:
+def test_a_caller_that_gives_up_leaves_a_command_that_can_be_heard_of_again() -> None:
     async def main() -> None:
-        fake, heard = FakeScopes(), Heard()
-        async with executing(fake) as executor:
-            running = asyncio.create_task(run(executor, request("echo up; exec sleep 1000"), heard))
+        heard, cancel = Heard(), asyncio.Event()
+        asked = request("echo up; exec sleep 1000")
+        async with executing() as executor:
+            running = asyncio.create_task(run(executor, asked, heard))
             await heard.spoke.wait()
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
-            assert executor.running == 0
-            fake.kill(SCOPE)
+            assert executor.running == 1
+            cancel.set()
+            assert (await hear(executor, asked, heard, cancel)).outcome is Outcome.CANCELLED
 
     asyncio.run(main())
+
+
+def test_a_command_that_never_began_is_not_said_to_have_started(tmp_path: Path) -> None:
+    _, heard = result_of("true", str(tmp_path / "missing"))
+    assert not heard.begun.is_set()

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import pwd
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +16,15 @@ import pytest
 
 from peerd import __version__
 from peerd.errors import Code, Outcome, PeerdError
-from peerd.fronts import UnixFront
+from peerd.history import History
 from peerd.journal import Event
 from peerd.messages import ExecRequest, ExecResult
 from peerd.node import Node
-from peerd.protocol import PROTOCOL_VERSION
+from peerd.protocol import PROTOCOL_VERSION, Frame
 from peerd.registry import Identity, Registry
 from peerd.service import Service
 from peerd.session import Caller, Sink
+from peerd.unixfront import UnixFront
 from unit.support import FakeExecutor, Journal, Script, Wire, dialled, settings, unix_server
 
 USER = pwd.getpwuid(os.getuid()).pw_name
@@ -61,12 +62,14 @@ async def served(
     node = Node(registry, lambda: config, lambda: None)
     node.start()
     executor = FakeExecutor(script)
-    front = UnixFront(node, Service(node, executor, registry, lambda: config), lambda: config)
+    past = History(":memory:")
+    front = UnixFront(node, Service(node, executor, registry, past, lambda: config), lambda: config)
     try:
         async with unix_server(front.accept, directory / "peerd.sock") as path:
             yield Local(path, executor, front)
     finally:
         await node.close()
+        past.close()
         registry.close()
 
 
@@ -79,6 +82,24 @@ class Said:
     status: int
 
 
+async def asked(wire: Wire, *argv: str) -> Frame:
+    """Call a command that runs something: the first frame that is not about which command it is."""
+    await wire.link.send("invoke", {"argv": list(argv)})
+    for exec_id in (False, True):
+        frame = await wire.next()
+        assert (frame.type, bool(frame.fields["execId"]), frame.fields["step"]) == ("running", exec_id, 1)
+    return await wire.next()
+
+
+async def called(wire: Wire, name: str) -> Mapping[str, Any]:
+    """The answer to a call that runs nothing."""
+    running = await wire.ask("call", {"command": name, "params": {}})
+    assert (running.type, running.fields) == ("running", {"execId": "", "step": 1})
+    reply = await wire.next()
+    assert reply.type == "reply"
+    return reply.fields
+
+
 async def said(wire: Wire) -> Said:
     """What is to be shown until the exit status comes."""
     streams = {"stdout": b"", "stderr": b""}
@@ -89,7 +110,7 @@ async def said(wire: Wire) -> Said:
         if frame.type == "output":
             streams[str(frame.fields["stream"])] += frame.payload
         else:
-            assert frame.type == "started", frame
+            assert frame.type in ("running", "started"), frame
 
 
 async def invoke(wire: Wire, *argv: str, **fields: Any) -> Said:
@@ -219,7 +240,7 @@ def test_output_comes_before_the_command_has_ended(tmp_path: Path) -> None:
 
     async def main() -> None:
         async with served(tmp_path, script) as local, greeted(local.path) as wire:
-            frame = await wire.ask("invoke", {"argv": EXEC})
+            frame = await asked(wire, *EXEC)
             assert (frame.type, frame.payload) == ("output", b"early")
             go_on.set()
             assert await said(wire) == Said("", "", 0)
@@ -253,7 +274,7 @@ def test_each_command_has_an_id_of_its_own(tmp_path: Path) -> None:
 def test_cancel_stops_the_command_and_says_so(tmp_path: Path) -> None:
     async def main() -> None:
         async with served(tmp_path, until_cancelled) as local, greeted(local.path) as wire:
-            assert (await wire.ask("invoke", {"argv": EXEC})).type == "started"
+            assert (await asked(wire, *EXEC)).type == "started"
             await wire.link.send("cancel")
             assert await said(wire) == Said("", PeerdError(Code.CANCELLED, peer="here").text, 130)
             assert await invoke(wire, "version") == Said(f"{__version__}\n", "", 0)
@@ -283,7 +304,7 @@ def test_a_caller_that_goes_stops_its_command(tmp_path: Path, how: str) -> None:
     async def main() -> None:
         async with served(tmp_path, script) as local:
             async with greeted(local.path) as wire:
-                await wire.ask("invoke", {"argv": EXEC})
+                await asked(wire, *EXEC)
                 if how == "close":
                     wire.link.close()
                 else:
@@ -296,7 +317,7 @@ def test_a_caller_that_goes_stops_its_command(tmp_path: Path, how: str) -> None:
 def test_a_running_command_answers_pings(tmp_path: Path) -> None:
     async def main() -> None:
         async with served(tmp_path, until_cancelled) as local, greeted(local.path) as wire:
-            assert (await wire.ask("invoke", {"argv": EXEC})).type == "started"
+            assert (await asked(wire, *EXEC)).type == "started"
             assert (await wire.ask("ping")).type == "pong"
             await wire.link.send("cancel")
             assert (await said(wire)).status == 130
@@ -307,7 +328,7 @@ def test_a_running_command_answers_pings(tmp_path: Path) -> None:
 def test_a_second_command_beside_a_running_one_is_refused_and_stops_it(tmp_path: Path) -> None:
     async def main() -> None:
         async with served(tmp_path, until_cancelled) as local, greeted(local.path) as wire:
-            assert (await wire.ask("invoke", {"argv": EXEC})).type == "started"
+            assert (await asked(wire, *EXEC)).type == "started"
             refused = await wire.ask("invoke", {"argv": ["version"]})
             assert (refused.type, refused.fields["code"]) == ("error", "bad-message")
             assert (await said(wire)).status == 130
@@ -318,13 +339,13 @@ def test_a_second_command_beside_a_running_one_is_refused_and_stops_it(tmp_path:
 def test_a_call_is_answered_with_its_data(tmp_path: Path) -> None:
     async def main() -> None:
         async with served(tmp_path, identity=LEADER) as local, greeted(local.path) as wire:
-            status = (await wire.ask("call", {"command": "getPeerStatus"})).fields
+            status = await called(wire, "getPeerStatus")
             assert isinstance(status["data"], dict)
             assert list(status["data"])[:6] == [
                 *("role", "peer_id", "leader_address", "is_leader", "connected_to_leader", "connected_workers")
             ]
             assert (status["data"]["role"], status["status"]) == ("leader", 0)
-            version = (await wire.ask("call", {"command": "version", "params": {}})).fields
+            version = await called(wire, "version")
             assert (version["text"], version["data"]) == (__version__, None)
 
     asyncio.run(main())
@@ -333,11 +354,8 @@ def test_a_call_is_answered_with_its_data(tmp_path: Path) -> None:
 def test_a_call_that_failed_is_answered_with_its_error(tmp_path: Path) -> None:
     async def main() -> None:
         async with served(tmp_path) as local, greeted(local.path) as wire:
-            reply = await wire.ask("call", {"command": "listPeers"})
-            assert (reply.type, reply.fields["status"]) == ("reply", 255)
-            error = reply.fields["error"]
-            assert isinstance(error, dict)
-            assert error["code"] == "no-role"
+            reply = await called(wire, "listPeers")
+            assert (reply["status"], reply["error"]["code"]) == (255, "no-role")
 
     asyncio.run(main())
 
@@ -512,7 +530,7 @@ def test_a_fault_of_our_own_is_recorded_and_answered_and_the_connection_goes_on(
 
     async def main() -> None:
         async with served(tmp_path, script) as local, greeted(local.path) as wire:
-            answer = await wire.ask("invoke", {"argv": EXEC})
+            answer = await asked(wire, *EXEC)
             assert (answer.type, answer.fields["code"]) == ("error", "internal")
             assert "ZeroDivisionError" in str(answer.fields["message"])
             assert (await wire.ask("ping")).type == "pong"
@@ -549,8 +567,8 @@ def test_a_caller_that_does_not_read_holds_up_only_its_own_command(tmp_path: Pat
 def test_closing_ends_all_connections(tmp_path: Path) -> None:
     async def main() -> None:
         async with served(tmp_path, until_cancelled) as local, greeted(local.path) as idle, greeted(local.path) as busy:
-            await busy.ask("invoke", {"argv": EXEC})
-            local.front.close()
+            await asked(busy, *EXEC)
+            await local.front.close()
             await idle.end()
             await busy.end()
 
@@ -573,8 +591,7 @@ def test_a_call_can_give_all_that_the_command_line_can(tmp_path: Path) -> None:
 
     async def main() -> None:
         async with served(tmp_path) as local, greeted(local.path) as wire:
-            peer = (await wire.ask("call", {"command": "getPeerStatus"})).fields["data"]
-            assert isinstance(peer, dict)
+            peer = (await called(wire, "getPeerStatus"))["data"]
             await wire.link.send("call", {"command": "execOnPeer", "params": {**params, "peer": peer["peer_id"]}})
             while (frame := await wire.link.receive()) and frame.type != "reply":
                 pass

@@ -11,6 +11,7 @@ import pytest
 
 from peerd import hub as hub_module
 from peerd import network
+from peerd.config import Mode
 from peerd.connection import Connection
 from peerd.errors import Code, PeerdError
 from peerd.hub import Hub
@@ -18,7 +19,7 @@ from peerd.journal import Event
 from peerd.links import receive_book
 from peerd.peers import Peer
 from peerd.registry import Registry
-from unit.support import Journal, linked, registration
+from unit.support import Journal, linked, registration, settings
 
 KEYS = {"10.0.0.2": "key-2", "10.0.0.4": "key-4"}
 
@@ -54,8 +55,8 @@ def registry() -> Iterator[Registry]:
     registry.close()
 
 
-def hub_of(registry: Registry) -> Hub:
-    return Hub(registry, lambda: "wg0", lambda: None)
+def hub_of(registry: Registry, mode: Mode = Mode.OPEN) -> Hub:
+    return Hub(registry, lambda: settings(registration=mode), lambda: None)
 
 
 def by_id(registry: Registry) -> dict[str, Peer]:
@@ -193,7 +194,7 @@ def test_a_deleted_worker_is_told_and_disconnected_and_the_others_hear_of_it(
     async def main() -> None:
         hub = hub_of(registry)
         async with registered(hub, ("desktop", "10.0.0.2"), ("laptop", "10.0.0.4")) as [(desktop, _), (laptop, leader)]:
-            hub.delete("laptop", "root@vps")
+            hub.delete("laptop", None, "root@vps")
             with pytest.raises(PeerdError) as caught:
                 await laptop.expect("heartbeat")
             assert caught.value.code is Code.DELETED
@@ -213,9 +214,142 @@ def test_a_deleted_id_and_address_are_free(registry: Registry) -> None:
     async def main() -> None:
         hub = hub_of(registry)
         async with registered(hub, ("laptop", "10.0.0.4")):
-            hub.delete("laptop", "x")
+            hub.delete("laptop", None, "x")
         async with linked() as (_, leader):
             assert (await hub.register(leader, "10.0.0.2", registration("laptop"))).ip_address == "10.0.0.2"
+
+    asyncio.run(main())
+
+
+async def refused(hub: Hub, peer_id: str, address: str, joining: bool = False) -> Code:
+    """Why a worker is no peer."""
+    async with linked() as (_, leader):
+        with pytest.raises(PeerdError) as caught:
+            await hub.register(leader, address, registration(peer_id, joining=joining))
+    return caught.value.code
+
+
+def states(hub: Hub) -> list[tuple[str, str, str]]:
+    return [(claim.peer_id, claim.ip_address, claim.state.value) for claim in hub.book.claims]
+
+
+def test_a_deleted_worker_comes_back_only_when_it_is_told_to_also_after_a_restart(registry: Registry) -> None:
+    async def main() -> None:
+        hub = hub_of(registry)
+        async with registered(hub, ("laptop", "10.0.0.4")):
+            hub.delete("laptop", None, "x")
+        assert await refused(hub, "laptop", "10.0.0.4") is Code.DELETED
+        hub = hub_of(registry)
+        assert await refused(hub, "laptop", "10.0.0.4") is Code.DELETED
+        assert states(hub) == []
+        async with linked() as (_, leader):
+            await hub.register(leader, "10.0.0.4", registration("laptop", joining=True))
+        assert registry.claims() == []
+
+    asyncio.run(main())
+
+
+def test_who_waits_is_shown_and_becomes_a_peer_by_approval(registry: Registry, records: Journal) -> None:
+    async def main() -> None:
+        hub = hub_of(registry, Mode.APPROVAL)
+        assert await refused(hub, "laptop", "10.0.0.4") is Code.PENDING
+        assert await refused(hub, "laptop", "10.0.0.4") is Code.PENDING
+        assert len(records.of(Event.PEER_PENDING)) == 1
+        assert states(hub) == states(hub_of(registry)) == [("laptop", "10.0.0.4", "pending")]
+        assert hub.book.by_id("laptop") is None
+        with pytest.raises(PeerdError, match="Peer not found: phone"):
+            hub.approve("phone", None, "root@vps")
+        assert hub.approve("laptop", None, "root@vps").public_key == "key-4"
+        assert states(hub) == states(hub_of(registry)) == []
+        (record,) = records.of(Event.PEER_APPROVED)
+        assert [record.text(name) for name in ("peer", "address", "caller")] == ["laptop", "10.0.0.4", "root@vps"]
+        async with registered(hub, ("laptop", "10.0.0.4")):
+            assert hub.workers == 1
+
+    asyncio.run(main())
+
+
+def test_an_approved_conflict_takes_the_place_of_the_peer(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        hub = hub_of(registry)
+        async with registered(hub, ("laptop", "10.0.0.4")) as [(laptop, _)]:
+            assert await refused(hub, "laptop", "10.0.0.2") is Code.ID_TAKEN
+            assert states(hub) == [("laptop", "10.0.0.2", "id-taken")]
+            hub.approve("laptop", None, "x")
+            with pytest.raises(PeerdError) as caught:
+                await laptop.expect("heartbeat")
+            assert caught.value.code is Code.DELETED
+        assert [(peer.peer_id, peer.ip_address, peer.public_key) for peer in hub.book.all()] == [
+            ("laptop", "10.0.0.2", "key-2")
+        ]
+        monkeypatch.setitem(KEYS, "10.0.0.2", "new")
+        assert await refused(hub, "laptop", "10.0.0.2") is Code.KEY_CHANGED
+        assert not await hub.genuine(hub.book.all()[0])
+        hub.approve("laptop", "10.0.0.2", "x")
+        assert await hub.genuine(hub.book.all()[0])
+        assert states(hub) == []
+        assert await refused(hub, "other", "10.0.0.2") is Code.ADDRESS_TAKEN
+        hub.approve("other", None, "x")
+        assert [peer.peer_id for peer in hub.book.all()] == [peer.peer_id for peer in registry.peers()] == ["other"]
+
+    asyncio.run(main())
+
+
+def test_what_several_claim_needs_an_address(registry: Registry) -> None:
+    async def main() -> None:
+        hub = hub_of(registry, Mode.APPROVAL)
+        for address in ("10.0.0.4", "10.0.0.2"):
+            assert await refused(hub, "laptop", address) is Code.PENDING
+        with pytest.raises(PeerdError, match=r"from 10\.0\.0\.2 and 10\.0\.0\.4: --address is needed"):
+            hub.approve("laptop", None, "x")
+        assert hub.approve("laptop", "10.0.0.4", "x").ip_address == "10.0.0.4"
+        hub.reject("laptop", "10.0.0.2", "x")
+        assert states(hub) == [("laptop", "10.0.0.2", "rejected")]
+        hub.delete("laptop", "10.0.0.2", "x")
+        assert states(hub) == []
+        assert hub.book.by_id("laptop") is not None
+        with pytest.raises(PeerdError, match="Peer not found"):
+            hub.delete("laptop", "10.0.0.2", "x")
+
+    asyncio.run(main())
+
+
+def test_who_is_rejected_stays_out_until_it_is_approved_or_deleted(registry: Registry, records: Journal) -> None:
+    async def main() -> None:
+        hub = hub_of(registry)
+        async with registered(hub, ("laptop", "10.0.0.4")) as [(laptop, _)]:
+            hub.reject("laptop", None, "root@vps")
+            with pytest.raises(PeerdError) as caught:
+                await laptop.expect("heartbeat")
+            assert caught.value.code is Code.REJECTED
+        assert hub.book.all() == registry.peers() == []
+        for peer_id in ("laptop", "other"):
+            assert await refused(hub, peer_id, "10.0.0.4", joining=True) is Code.REJECTED
+        assert states(hub) == states(hub_of(registry)) == [("laptop", "10.0.0.4", "rejected")]
+        (record,) = records.of(Event.PEER_REJECTED)
+        assert [record.text(name) for name in ("peer", "address", "caller")] == ["laptop", "10.0.0.4", "root@vps"]
+        hub.delete("laptop", None, "x")
+        async with registered(hub, ("laptop", "10.0.0.4")):
+            assert states(hub) == []
+
+    asyncio.run(main())
+
+
+def test_the_key_of_many_connections_is_asked_for_once(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    async def public_key(interface: str, address: str) -> str:
+        asked.append(address)
+        await asyncio.sleep(0)
+        return "key-4"
+
+    monkeypatch.setattr(network, "public_key", public_key)
+
+    async def main() -> None:
+        peer = Peer("laptop", "10.0.0.4", public_key="key-4")
+        hub = hub_of(registry)
+        assert all(await asyncio.gather(*(hub.genuine(peer) for _ in range(50))))
+        assert asked == ["10.0.0.4"]
 
     asyncio.run(main())
 
@@ -223,7 +357,7 @@ def test_a_deleted_id_and_address_are_free(registry: Registry) -> None:
 def test_who_is_not_there_cannot_be_deleted(registry: Registry) -> None:
     async def main() -> None:
         with pytest.raises(PeerdError, match="Peer not found: phone"):
-            hub_of(registry).delete("phone", "x")
+            hub_of(registry).delete("phone", None, "x")
 
     asyncio.run(main())
 
@@ -266,7 +400,7 @@ def test_a_flush_does_not_bring_back_who_was_deleted(registry: Registry) -> None
         hub = hub_of(registry)
         async with registered(hub, ("laptop", "10.0.0.4")) as [(_, leader)]:
             hub.heard(leader, "laptop")
-            hub.delete("laptop", "x")
+            hub.delete("laptop", None, "x")
             hub.flush()
             assert registry.peers() == []
 

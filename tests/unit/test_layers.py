@@ -11,16 +11,16 @@ import pytest
 import peerd
 
 SOURCES = {path.stem: path for path in Path(peerd.__file__).parent.glob("*.py") if path.stem != "__init__"}
-PURE = "cli commands config errors messages peers protocol render validate".split()
+PURE = "claims cli commands config errors job messages peers policy protocol render validate".split()
 IO = {"asyncio", "dbus_next", "peewee", "playhouse", "sdnotify", "selectors", "socket", "subprocess", "systemd"}
 EDGES = {
     "dbus_next": {"scopes", "bus"},
-    "peewee": {"registry"},
-    "systemd": {"journal", "daemon"},
+    "peewee": {"registry", "history"},
+    "systemd": {"journal", "daemon", "fdstore"},
     "sdnotify": {"daemon"},
     "click": {"cli"},
 }
-FRONT = {"bus", "daemon", "fronts"}
+FRONT = {"bus", "daemon", "fronts", "tcpfront", "unixfront"}
 
 
 def imports(name: str, everywhere: bool = True) -> set[str]:
@@ -84,6 +84,11 @@ def test_imports_make_no_cycle() -> None:
 def test_the_service_knows_no_front() -> None:
     for name in SOURCES.keys() - FRONT:
         assert not inside(name) & FRONT
+
+
+def test_only_what_puts_the_parts_together_knows_more_than_what_fronts_have_in_common() -> None:
+    for name in (FRONT & SOURCES.keys()) - {"daemon"}:
+        assert inside(name) & FRONT <= {"fronts"}
 
 
 @pytest.mark.parametrize("name", sorted(SOURCES))

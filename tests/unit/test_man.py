@@ -15,7 +15,23 @@ from pathlib import Path
 
 import pytest
 
-from peerd import cli, client, daemon, errors, executor, fronts, links, messages, protocol, validate
+from peerd import (
+    cli,
+    client,
+    config,
+    daemon,
+    errors,
+    executor,
+    fronts,
+    job,
+    jobs,
+    links,
+    messages,
+    policy,
+    protocol,
+    tcpfront,
+    validate,
+)
 from peerd.commands import BY_NAME, COMMANDS, Command
 from peerd.config import SETTINGS
 from peerd.environment import login_environment
@@ -23,6 +39,7 @@ from peerd.errors import KINDS, Outcome
 from peerd.journal import Event
 from peerd.messages import ExecRequest, ExecResult, Registration
 from peerd.peers import Peer
+from peerd.policy import CRITERIA
 
 ROOT = Path(__file__).parents[2]
 MAN = ROOT / "man"
@@ -259,6 +276,7 @@ def test_settings_stand_in_the_order_of_the_table_with_their_defaults() -> None:
 def test_nothing_that_can_be_set_or_come_out_is_named_that_does_not_exist() -> None:
     there = {
         *(setting.name for setting in SETTINGS),
+        *(criterion.name for criterion in CRITERIA),
         *Outcome,
         *(_event_name(event) for event in Event),
         *(choice for command in COMMANDS for option in command.options for choice in option.choices),
@@ -266,6 +284,18 @@ def test_nothing_that_can_be_set_or_come_out_is_named_that_does_not_exist() -> N
     }
     for page in ALL:
         assert set(page.arguments("Cm")) <= there, page.name
+
+
+def test_the_settings_of_a_rule_stand_in_the_order_of_the_table() -> None:
+    assert [name for (name,) in CONF.part(".Sh POLICY").items(r"Cm (\S+)")] == [row.name for row in CRITERIA]
+    assert all(f"[{kind} NAME]" in CONF.part(".Sh POLICY").text for kind in policy.KINDS)
+
+
+def test_the_example_of_a_policy_is_one() -> None:
+    example = CONF.part(".Sh EXAMPLES").text.split(".Bd -literal -offset indent\n")[2].split("\n.Ed")[0]
+    found, warnings = config.parse([("example", example)])
+    assert [rule.name for rule in found.policy.rules] == ["deploy", "look"]
+    assert warnings == []
 
 
 # --- peerd(8)
@@ -372,8 +402,13 @@ def test_outcomes_stand_in_the_order_of_the_table() -> None:
         (WIRE, f"at most {validate.MAX_COMMAND} bytes"),
         (D, f"at most {validate.MAX_COMMAND} bytes"),
         (WIRE, f"the last {executor._REMEMBERED} ids"),
+        (WIRE, f"a window of {messages.WINDOW} bytes"),
+        (WIRE, f"at most {jobs.MAX_JOBS}"),
+        (WIRE, f"cut after {job.MAX_SHOWN_COMMAND} characters"),
         (WIRE, f"for {fronts._HELLO_LIMIT:g} seconds"),
-        (WIRE, f"for {fronts._IDLE_LIMIT:g} seconds"),
+        (WIRE, f"for {tcpfront._IDLE_LIMIT:g} seconds"),
+        (WIRE, f"then sent nothing for {tcpfront._STRANGER_LIMIT:g} seconds"),
+        (CONF, f"a machine that is no peer {tcpfront._OF_A_STRANGER}."),
         (WIRE, f"hears nothing for {_WORDS[links._MISSED_HEARTBEATS]} of them"),
         (CONF, f"silent for {_WORDS[links._MISSED_HEARTBEATS]} of them"),
     ],
@@ -385,12 +420,14 @@ def test_bounds(page: Page, sentence: str) -> None:
 
 def test_bounds_of_settings() -> None:
     year, most = 31_536_000, 100_000
-    assert CONF.text.count(f"from 1 to {most}") == 2
+    assert CONF.text.count(f"from 1 to {most}") == 3
     assert f"at most {year}," in CONF.text
     for setting in SETTINGS:
         kind = type(setting.parse(setting.default))
         limit = year if kind is float else {"port": 65_535}.get(setting.name, most)
-        if kind is not str:
+        if setting.parse is validate.size:
+            assert setting.parse("2K") == 2048
+        elif kind in (int, float):
             assert setting.parse(str(limit)) == limit
             with pytest.raises(ValueError, match=r"\d"):
                 setting.parse(str(limit + 1))

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from peerd.errors import Code, PeerdError
-from peerd.peers import Peer
+from peerd.peers import Peer, State
 from peerd.registry import SCHEMA_VERSION, Identity, Registry
 
 LAPTOP = Peer("laptop", "10.0.0.4", "02:00:00:00:00:04", "laptop-host", "0.1.0", "key", 100.25, 200.5)
+CLAIM = Peer("nas", "10.0.0.9", "", "nas-host", "0.1.0", "key-9", 1.0, 2.0, state=State.PENDING)
 DESKTOP = Peer("desktop", "10.0.0.2", first_seen=1.0, last_seen=2.0)
 
 
@@ -82,6 +83,21 @@ def test_only_the_owner_may_read_the_files(path: Path) -> None:
     assert set(modes.values()) == {0o600}
 
 
+def test_a_file_that_others_could_read_is_closed_to_them(path: Path) -> None:
+    path.touch()
+    path.chmod(0o666)
+    with opened(path) as registry:
+        registry.store([LAPTOP])
+        assert {stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()} == {0o600}
+
+
+def test_a_symbolic_link_is_not_followed(path: Path) -> None:
+    target = path.parent / "elsewhere"
+    path.symlink_to(target)
+    assert "symbolic links" in refusal(path)
+    assert not target.exists()
+
+
 def test_storing_a_peer_again_replaces_it(path: Path) -> None:
     with opened(path) as registry:
         registry.store([LAPTOP])
@@ -132,7 +148,46 @@ def test_a_new_database_has_the_present_schema(path: Path) -> None:
     with closing(sqlite3.connect(path)) as database:
         assert database.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
         tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    assert tables == {"setting", "peer_registry"}
+    assert tables == {"setting", "peer_registry", "peer_claim"}
+
+
+VERSION_1 = """
+CREATE TABLE "setting" ("name" TEXT NOT NULL PRIMARY KEY, "value" TEXT NOT NULL);
+CREATE TABLE "peer_registry" ("peer_id" TEXT NOT NULL PRIMARY KEY, "ip_address" TEXT NOT NULL,
+    "mac_address" TEXT NOT NULL, "hostname" TEXT NOT NULL, "daemon_version" TEXT NOT NULL, "public_key" TEXT NOT NULL,
+    "first_seen" REAL NOT NULL, "last_seen" REAL NOT NULL);
+CREATE UNIQUE INDEX "peer_registry_ip_address" ON "peer_registry" ("ip_address");
+INSERT INTO "setting" VALUES ('role', 'leader'), ('peer_id', 'vps'), ('leader_address', '');
+INSERT INTO "peer_registry" VALUES
+    ('laptop', '10.0.0.4', '02:00:00:00:00:04', 'laptop-host', '0.1.0', 'key', 100.25, 200.5);
+PRAGMA user_version = 1;
+"""
+
+
+def test_a_database_of_the_first_schema_is_migrated_with_all_that_is_in_it(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as database:
+        database.executescript(VERSION_1)
+    for _ in range(2):
+        with opened(path) as registry:
+            assert registry.identity() == Identity("leader", "vps", "")
+            assert registry.peers() == [LAPTOP]
+            assert registry.claims() == []
+    with opened(path) as registry:
+        registry.store_claim(CLAIM)
+    with closing(sqlite3.connect(path)) as database:
+        assert database.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
+
+
+def test_claims_are_kept_one_for_an_address(path: Path) -> None:
+    with opened(path) as registry:
+        registry.store_claim(CLAIM)
+        registry.store_claim(replace(CLAIM, peer_id="other", state=State.REJECTED))
+        registry.store_claim(replace(CLAIM, ip_address="10.0.0.10"))
+        registry.forget_claim("10.0.0.10")
+        registry.forget_claim("10.0.0.11")
+    with opened(path) as registry:
+        assert registry.claims() == [replace(CLAIM, peer_id="other", state=State.REJECTED)]
+        assert registry.peers() == []
 
 
 def test_an_empty_file_becomes_a_database(path: Path) -> None:

@@ -24,6 +24,7 @@ PEER: dict[str, Any] = {
     "is_online": True,
     "daemon_version": "0.1.0",
     "public_key": "secret-of-no-one",
+    "state": "registered",
 }
 
 
@@ -45,9 +46,9 @@ def test_json_of_anything_is_plain_ascii(data: Any) -> None:
 def test_a_table_has_the_columns_of_the_command_under_their_names() -> None:
     rows = [PEER, {**PEER, "peer_id": "a-much-longer-id", "is_online": False, "daemon_version": ""}]
     assert render(LIST, rows, False).splitlines() == [
-        "PEER ID           IP ADDRESS  HOSTNAME     IS ONLINE  LAST SEEN             DAEMON VERSION",
-        "laptop            10.0.0.4    laptop-host  yes        2026-01-02T03:04:05Z  0.1.0",
-        "a-much-longer-id  10.0.0.4    laptop-host  no         2026-01-02T03:04:05Z  -",
+        "PEER ID           IP ADDRESS  HOSTNAME     STATE       IS ONLINE  LAST SEEN             DAEMON VERSION",
+        "laptop            10.0.0.4    laptop-host  registered  yes        2026-01-02T03:04:05Z  0.1.0",
+        "a-much-longer-id  10.0.0.4    laptop-host  registered  no         2026-01-02T03:04:05Z  -",
     ]
 
 

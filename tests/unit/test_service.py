@@ -11,16 +11,18 @@ from typing import Any
 
 import pytest
 
-from peerd import __version__, network
+from peerd import __version__, links, network
 from peerd.answer import Answer
 from peerd.errors import Code, Outcome, PeerdError
+from peerd.history import History
 from peerd.journal import Event
 from peerd.messages import ExecRequest, ExecResult
 from peerd.node import Node
 from peerd.peers import Peer
+from peerd.policy import Policy, Rule
 from peerd.registry import Identity, Registry
 from peerd.service import Service
-from peerd.session import Caller, Session, Sink
+from peerd.session import Caller, Delivery, Session, Sink
 from peerd.stdin import Stdin
 from unit.support import FakeExecutor, FakePeers, Heard, Journal, Script, Wire, settings
 
@@ -58,7 +60,15 @@ class Here:
 
     def call(self, name: str, **params: Any) -> asyncio.Task[Answer]:
         """Start a command."""
-        session = Session(Caller("vps", "ann"), self.heard, self.cancel, self.said.append, Stdin(self.granted.append))
+        session = Session(
+            Caller("vps", "ann"),
+            self.heard,
+            self.cancel,
+            asyncio.Event(),
+            self.said.append,
+            Stdin(lambda start, until: self.granted.append(until)),
+            Delivery(),
+        )
         return asyncio.create_task(self.service.call(name, params, session))
 
     async def target(self) -> Wire:
@@ -79,10 +89,12 @@ async def machine(
         node = Node(registry, lambda: config, lambda: None)
         node.start()
         executor = FakeExecutor(script)
+        past = History(":memory:")
         try:
-            yield Here(Service(node, executor, registry, lambda: config), node, peers, executor, registry)
+            yield Here(Service(node, executor, registry, past, lambda: config), node, peers, executor, registry)
         finally:
             await node.close()
+            past.close()
             registry.close()
 
 
@@ -111,6 +123,8 @@ def test_a_command_on_a_peer_streams_and_ends_with_its_own_status(records: Journ
             wire.link.post("output", {"stream": "stderr"}, b"err")
             wire.link.post("result", RESULT)
             assert succeeded(await running, 3)
+            assert (await wire.next()).fields == {"stdout": 0, "stderr": 0}
+            assert (await wire.next()).type == "done"
             assert here.heard.streams == {"stdout": b"\0\xff", "stderr": b"err"}
             assert here.heard.begun.is_set()
             (record,) = records.of(Event.COMMAND_ANSWERED)
@@ -127,11 +141,11 @@ def test_the_next_command_uses_the_same_connection() -> None:
             running = here.call("execOnPeer", **EXEC)
             wire = await here.target()
             for _ in range(2):
-                await wire.link.expect("execRequest")
+                await wire.expect("execRequest")
                 wire.link.post("result", RESULT)
                 assert (await running).status == 3
                 running = here.call("execOnPeer", **EXEC)
-            await wire.link.expect("execRequest")
+            await wire.expect("execRequest")
             wire.link.post("result", RESULT)
             await running
             assert here.peers.accepted == 1
@@ -155,7 +169,7 @@ def test_an_error_names_the_peer_as_it_is_known_here(code_: Code) -> None:
         async with machine() as here:
             running = here.call("execOnPeer", **EXEC)
             wire = await here.target()
-            await wire.link.expect("execRequest")
+            await wire.expect("execRequest")
             error = PeerdError(code_, peer="liar", directory="/tmp", seconds="30", reason="why")
             wire.link.post("result", ExecResult.failure(error).to_wire())
             answer = await running
@@ -171,7 +185,7 @@ def test_a_peer_that_denies_is_believed() -> None:
         async with machine() as here:
             running = here.call("execOnPeer", **EXEC)
             wire = await here.target()
-            await wire.link.expect("execRequest")
+            await wire.expect("execRequest")
             wire.link.post("error", PeerdError(Code.UNKNOWN_PEER, address="127.0.0.1", peer="laptop").to_wire())
             answer = await running
             assert (code(answer), answer.status) == (Code.UNKNOWN_PEER, 255)
@@ -179,27 +193,18 @@ def test_a_peer_that_denies_is_believed() -> None:
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("how", ["end", "reset", "garbage", "half", "nonsense"])
-def test_a_command_whose_connection_is_lost_is_lost_and_not_run_again(records: Journal, how: str) -> None:
+@pytest.mark.parametrize("how", ["garbage", "nonsense"])
+def test_a_command_whose_target_does_not_keep_to_the_protocol_is_lost(records: Journal, how: str) -> None:
     async def main() -> None:
         async with machine() as here:
             running = here.call("execOnPeer", **EXEC)
             wire = await here.target()
-            asked = await wire.link.expect("execRequest")
+            asked = await wire.expect("execRequest")
             wire.link.post("output", {"stream": "stdout"}, b"so far")
-            match how:
-                case "end":
-                    wire.link.close()
-                case "reset":
-                    await here.heard.spoke.wait()
-                    wire.reset()
-                case "garbage":
-                    wire.writer.write(b"garbage\n")
-                case "half":
-                    wire.writer.write(b'{"type":"result","outc')
-                    wire.link.close()
-                case "nonsense":
-                    wire.link.post("result", {"outcome": "fine", "exitStatus": 0})
+            if how == "garbage":
+                wire.writer.write(b"garbage\n")
+            else:
+                wire.link.post("result", {"outcome": "fine", "exitStatus": 0})
             answer = await running
             assert (code(answer), answer.status) == (Code.LOST, 255)
             assert "laptop" in str(answer.error)
@@ -208,6 +213,32 @@ def test_a_command_whose_connection_is_lost_is_lost_and_not_run_again(records: J
             assert here.peers.accepted == 1
             (record,) = records.of(Event.COMMAND_ANSWERED)
             assert record.text("outcome") == "lost"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("how", ["end", "half", "reset"])
+def test_a_command_whose_connection_breaks_is_got_back_to_and_not_run_again(how: str) -> None:
+    async def main() -> None:
+        async with machine() as here:
+            running = here.call("execOnPeer", **EXEC)
+            wire = await here.target()
+            asked = await wire.expect("execRequest")
+            wire.link.post("output", {"stream": "stdout"}, b"so far")
+            await here.heard.spoke.wait()
+            if how == "reset":
+                wire.reset()
+            else:
+                wire.writer.write(b'{"type":"result","outc' if how == "half" else b"")
+                wire.link.close()
+            wire = await here.target()
+            again = await wire.expect("attachJob")
+            assert again.fields == {"execId": asked.fields["execId"], "stdout": 6, "stderr": 0}
+            wire.link.post("output", {"stream": "stdout"}, b", and more")
+            wire.link.post("result", RESULT)
+            assert succeeded(await running, 3)
+            assert here.heard.streams["stdout"] == b"so far, and more"
+            assert here.said == ["Connection to laptop lost, trying to get back to the command"]
 
     asyncio.run(main())
 
@@ -240,9 +271,9 @@ def test_cancel_is_passed_on_and_its_end_awaited() -> None:
         async with machine() as here:
             running = here.call("execOnPeer", **EXEC)
             wire = await here.target()
-            await wire.link.expect("execRequest")
+            await wire.expect("execRequest")
             here.cancel.set()
-            await wire.link.expect("cancel")
+            await wire.expect("cancel")
             assert not running.done()
             wire.link.post("output", {"stream": "stdout"}, b"dropped")
             wire.link.post("result", ExecResult.failure(PeerdError(Code.CANCELLED, peer="laptop")).to_wire())
@@ -263,9 +294,9 @@ def test_a_caller_that_is_gone_stops_the_command() -> None:
             here.heard = Gone()
             running = here.call("execOnPeer", **EXEC)
             wire = await here.target()
-            await wire.link.expect("execRequest")
+            await wire.expect("execRequest")
             wire.link.post("output", {"stream": "stdout"}, b"x")
-            await wire.link.expect("cancel")
+            await wire.expect("cancel")
             wire.link.post("result", ExecResult.failure(PeerdError(Code.CANCELLED, peer="laptop")).to_wire())
             assert (await running).status == 130
 
@@ -278,7 +309,7 @@ def test_an_action_is_asked_for_by_its_name(name: str, action: str) -> None:
         async with machine() as here:
             running = here.call(name, peer="laptop")
             wire = await here.target()
-            fields = (await wire.link.expect("execRequest")).fields
+            fields = (await wire.expect("execRequest")).fields
             assert (fields["action"], fields.get("timeout")) == (action, None)
             assert "shellCmd" not in fields
             wire.link.post("result", {"outcome": "exited", "exitStatus": 0})
@@ -292,12 +323,16 @@ def test_a_deploy_pulls_and_builds_and_says_so() -> None:
         async with machine() as here:
             running = here.call("remoteDeployDaemon", peer="laptop")
             wire = await here.target()
-            actions = []
-            for _ in range(2):
-                actions.append((await wire.link.expect("execRequest")).fields["action"])
-                wire.link.post("result", {"outcome": "exited", "exitStatus": 0})
+            assert (await wire.expect("execRequest")).fields["action"] == "pull"
+            wire.link.post("result", {"outcome": "exited", "exitStatus": 0})
+            request = (await wire.expect("execRequest")).fields
+            assert (request["action"], request["detach"]) == ("deploy", True)
+            wire.link.post("started")
+            assert (await wire.expect("attachJob")).fields["execId"] == request["execId"]
+            wire.link.post("output", {"stream": "stdout"}, b"built\n")
+            wire.link.post("result", {"outcome": "exited", "exitStatus": 0})
             assert (await running).status == 0
-            assert actions == ["pull", "build"]
+            assert here.heard.streams["stdout"] == b"built\n"
             assert here.said[-1] == "Deployed on laptop"
 
     asyncio.run(main())
@@ -308,7 +343,7 @@ def test_a_deploy_stops_at_the_first_failure() -> None:
         async with machine() as here:
             running = here.call("remoteDeployDaemon", peer="laptop")
             wire = await here.target()
-            await wire.link.expect("execRequest")
+            await wire.expect("execRequest")
             wire.link.post("result", RESULT)
             assert (await running).status == 3
             assert "build not started" in here.said[-1]
@@ -563,6 +598,98 @@ def test_a_peer_is_deleted_on_the_leader_by_itself_and_on_a_worker_by_asking() -
     asyncio.run(main())
 
 
+def test_the_registry_is_changed_on_the_leader_by_itself_and_on_a_worker_by_asking(records: Journal) -> None:
+    async def main() -> None:
+        async with machine() as here:
+            for name in ("approvePeer", "rejectPeer"):
+                with pytest.raises(PeerdError, match="Peer not found"):
+                    await here.call(name, peer="phone")
+                with pytest.raises(PeerdError) as caught:
+                    await here.call(name, peer="vps")
+                assert caught.value.code is Code.SELF_DELETE
+            assert (await here.call("rejectPeer", peer="laptop")).text == "Rejected peer: laptop"
+            shown = (await here.call("listPeers")).data
+            assert [(peer["peer_id"], peer["state"]) for peer in shown] == [
+                ("vps", "registered"),
+                ("laptop", "rejected"),
+            ]
+            assert (await here.call("approvePeer", peer="laptop", address="127.0.0.4")).text == "Approved peer: laptop"
+            assert here.node.book.by_id("laptop") is not None
+        async with machine(WORKER) as here:
+            await admit(here, LAPTOP)
+            approving = here.call("approvePeer", peer="phone", address="127.0.0.9")
+            leader = await here.target()
+            assert (await leader.link.expect("approvePeer")).fields == {"peer": "phone", "address": "127.0.0.9"}
+            leader.link.post("error", PeerdError(Code.DENIED, reason="no").to_wire())
+            with pytest.raises(PeerdError, match="Permission denied: no"):
+                await approving
+            assert [record.text("caller") for record in records.of(Event.REGISTRY_ASKED)] == ["ann@vps"]
+
+    asyncio.run(main())
+
+
+def test_a_worker_that_must_wait_stays_a_worker_and_goes_on_asking(
+    records: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(links, "_FIRST_DELAY", 0.001)
+    monkeypatch.setattr(links, "_LONGEST_DELAY", 0.001)
+    pending = PeerdError(Code.PENDING, peer="desktop", address="127.0.0.2")
+
+    async def main() -> None:
+        async with machine(Identity("", "", "")) as here:
+            joining = here.call("setPeerConfig", role="worker", id="desktop", leader="127.0.0.1")
+            for _ in range(3):
+                wire = await here.target()
+                assert (await wire.link.expect("registerPeer")).fields["joining"] is True
+                wire.link.post("error", pending.to_wire())
+            answer = await joining
+            assert (code(answer), answer.status) == (Code.PENDING, 255)
+            assert "Asked to join as 'desktop'" in answer.text
+            assert here.registry.identity() == WORKER
+            refused = await here.call("execOnPeer", **EXEC)
+            assert code(refused) is Code.PENDING
+            # One record for all of its attempts.
+            assert len(records.of(Event.LEADER_REFUSED)) == 1
+
+    asyncio.run(main())
+
+
+def test_a_policy_explains_itself() -> None:
+    rule = Rule("deploy", ("laptop",), users=("root",), programs=(("git", "pull"),), max_timeout=60.0)
+    asked = {"peer": "laptop", "directory": "/"}
+
+    async def main() -> None:
+        async with machine(policy=Policy(rules=(rule,))) as here:
+            answer = await here.call("checkPolicy", **asked, argv=("git", "pull"))
+            assert answer.status == 0
+            assert answer.data == {
+                "allowed": True,
+                "rule": "deploy",
+                "reason": "allowed by [allow deploy]",
+                "peer": "laptop",
+                "registered": True,
+                "user": "root",
+                "directory": "/",
+                "max_timeout": 60.0,
+            }
+            denied = await here.call("checkPolicy", peer="phone", action="pull", user="ann")
+            assert (denied.status, denied.data["allowed"], denied.data["registered"]) == (255, False, False)
+            assert denied.data["directory"] == "/opt/automateLinux"
+            assert denied.data["reason"] == "[allow deploy]: phone is not among peers"
+            for wrong in (
+                {},
+                {**asked, "action": "pull"},
+                {"shell_cmd": "x"},
+                {**asked, "shell_cmd": "x", "argv": ("x",)},
+            ):
+                with pytest.raises(PeerdError) as caught:
+                    await here.call("checkPolicy", **{"peer": "laptop", **wrong})
+                assert caught.value.code is Code.USAGE
+            assert here.executor.requests == []
+
+    asyncio.run(main())
+
+
 def test_the_database_on_disk_has_what_was_set(tmp_path: Path) -> None:
     async def main() -> None:
         registry = Registry(tmp_path / "peerd.db")
@@ -607,7 +734,7 @@ def test_everything_that_is_asked_for_reaches_the_target() -> None:
                 tasks=3,
             )
             wire = await here.target()
-            request = ExecRequest.from_wire((await wire.link.expect("execRequest")).fields)
+            request = ExecRequest.from_wire((await wire.expect("execRequest")).fields)
             assert (request.argv, request.env, request.user) == (("cat", "-n"), {"A": "1", "B": ""}, "ann")
             assert (request.login, request.stdin, request.memory, request.cpu, request.tasks) == (
                 True,
@@ -616,7 +743,7 @@ def test_everything_that_is_asked_for_reaches_the_target() -> None:
                 50,
                 3,
             )
-            wire.link.post("stdinCredit", {"bytes": 10})
+            wire.link.post("stdinWindow", {"from": 0, "until": 10})
             wire.link.post("result", {"outcome": "exited", "exitStatus": 0})
             assert succeeded(await running)
             assert here.granted == [10]

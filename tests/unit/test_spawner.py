@@ -6,14 +6,17 @@ import asyncio
 import errno
 import json
 import os
+import select
 import signal
 import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from peerd.spawner import STARTED
 from peerd.spawning import Spawner
 from unit.support import read_all, readable
 
@@ -51,13 +54,19 @@ class Gate:
         self.theirs.close()
 
     async def report(self) -> dict[str, object] | None:
-        """What the gate says at its end, None for nothing. It then waits until it is let go."""
+        """What the gate says at its end but for the time, None for nothing. It then waits until it is let go."""
         data = b""
         while chunk := await asyncio.get_running_loop().sock_recv(self.control, 4096):
             data += chunk
-            if data.endswith(b"\n"):
+            if data.endswith(b"}\n"):
                 self.control.shutdown(socket.SHUT_WR)
-        return json.loads(data) if data else None
+        if not data.removeprefix(STARTED):
+            return None
+        report: dict[str, object] = json.loads(data)
+        # A command that ran says when it ended, one that did not was not said to have started.
+        assert data.startswith(STARTED) == ("status" in report) == ("at" in report)
+        report.pop("at", None)
+        return report
 
     async def output(self, stream: str = "stdout") -> bytes:
         """All that comes out until the pipe closes."""
@@ -319,6 +328,71 @@ def test_the_pipes_close_when_the_command_closes_them(spawner: Spawner) -> None:
             assert await made.output("stderr") == b""
             os.killpg(made.pid, signal.SIGTERM)
             assert await made.report() == {"status": signal.SIGTERM}
+
+    asyncio.run(main())
+
+
+def test_that_a_command_runs_is_said_before_it_ends(spawner: Spawner) -> None:
+    async def main() -> None:
+        with ExitStack() as stack:
+            made = await gate(spawner, stack, ["/bin/sh", "-c", "echo up; exec sleep 1000"])
+            made.control.send(b"\n")
+            assert await asyncio.get_running_loop().sock_recv(made.control, 4096) == STARTED
+            await readable(made.read["stdout"])
+            os.killpg(made.pid, signal.SIGTERM)
+            assert json.loads(await asyncio.get_running_loop().sock_recv(made.control, 4096))["status"] == 15
+            made.control.shutdown(socket.SHUT_WR)
+            assert await made.report() is None
+
+    asyncio.run(main())
+
+
+def test_a_stop_that_comes_as_the_command_starts_is_not_lost(spawner: Spawner) -> None:
+    async def main() -> None:
+        for _ in range(20):
+            with ExitStack() as stack:
+                made = await gate(spawner, stack, ["/bin/sleep", "1000"])
+                made.control.send(b"\n")
+                assert await asyncio.get_running_loop().sock_recv(made.control, 4096) == STARTED
+                os.killpg(made.pid, signal.SIGTERM)
+                report = json.loads(await asyncio.get_running_loop().sock_recv(made.control, 4096))
+                assert report["status"] == signal.SIGTERM
+
+    asyncio.run(main())
+
+
+def test_the_time_of_the_end_is_the_commands_and_not_that_of_who_asks(spawner: Spawner) -> None:
+    async def main() -> None:
+        with ExitStack() as stack:
+            made = await gate(spawner, stack, ["/bin/true"])
+            before = time.monotonic()
+            made.control.send(b"\n")
+            assert await asyncio.get_running_loop().sock_recv(made.control, len(STARTED)) == STARTED
+            await readable(made.control.fileno())
+            after = time.monotonic()
+            await finished(spawner, ["/bin/true"])
+            report = json.loads(made.control.recv(4096))
+            assert before < report["at"] < after
+            made.control.shutdown(socket.SHUT_WR)
+            assert await made.report() is None
+
+    asyncio.run(main())
+
+
+def test_a_gate_stays_until_the_control_socket_is_shut_down(spawner: Spawner) -> None:
+    async def main() -> None:
+        with ExitStack() as stack:
+            made = await gate(spawner, stack, ["/bin/true"])
+            held = os.pidfd_open(made.pid)
+            stack.callback(os.close, held)
+            made.control.send(b"\n")
+            assert await made.output() == b""
+            # What is sent after the release changes nothing, and neither does another command in the meantime.
+            made.control.send(b"\n")
+            await finished(spawner, ["/bin/true"])
+            assert not select.select([held], [], [], 0)[0]
+            assert await made.report() == {"status": 0}
+            await readable(held)
 
     asyncio.run(main())
 

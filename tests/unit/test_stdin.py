@@ -1,4 +1,4 @@
-"""What a command reads: no more under way than was granted."""
+"""Standard input between its sender and its reader: by credit, and held until it is taken for good."""
 
 from __future__ import annotations
 
@@ -7,43 +7,97 @@ import asyncio
 import pytest
 
 from peerd.errors import Code, PeerdError
+from peerd.messages import WINDOW
 from peerd.stdin import Stdin
 
 
-def test_bytes_come_out_as_they_went_in_and_then_the_end() -> None:
+class Sender:
+    """Hears from which offset on, and up to which, it may send."""
+
+    def __init__(self) -> None:
+        self.windows: list[tuple[int | None, int]] = []
+        self.stdin = Stdin(lambda start, until: self.windows.append((start, until)))
+
+
+def test_bytes_are_read_in_their_order_from_any_offset_that_is_held() -> None:
     async def main() -> None:
-        granted: list[int] = []
-        stdin = Stdin(granted.append)
-        stdin.grant(5)
-        stdin.feed(b"ab")
-        stdin.feed(b"c")
-        assert await stdin.read() == b"abc"
-        waiting = asyncio.create_task(stdin.read())
-        await asyncio.sleep(0)
-        assert not waiting.done()
-        stdin.feed(b"de")
-        assert await waiting == b"de"
-        stdin.feed(b"")
-        assert await stdin.read() == b""
-        assert await stdin.read() == b""
-        assert granted == [5]
+        sender = Sender()
+        sender.stdin.open(0, WINDOW)
+        sender.stdin.feed(b"one")
+        sender.stdin.feed(b"two")
+        assert await sender.stdin.read(0) == b"onetwo"
+        assert await sender.stdin.read(4) == b"wo"
+        sender.stdin.feed(b"")
+        assert await sender.stdin.read(6) == b""
+        assert sender.windows == [(0, WINDOW)]
 
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("data", [b"abcd", b"x" * 100])
-def test_more_than_was_granted_is_refused(data: bytes) -> None:
-    stdin = Stdin(lambda size: None)
-    stdin.grant(3)
+def test_a_reader_waits_for_what_is_not_there_yet() -> None:
+    async def main() -> None:
+        sender = Sender()
+        sender.stdin.open(0, WINDOW)
+        reading = asyncio.create_task(sender.stdin.read(2))
+        sender.stdin.feed(b"ab")
+        await asyncio.sleep(0)
+        assert not reading.done()
+        sender.stdin.feed(b"c")
+        assert await reading == b"c"
+
+    asyncio.run(main())
+
+
+def test_what_is_a_window_behind_the_grant_is_let_go() -> None:
+    async def main() -> None:
+        sender = Sender()
+        sender.stdin.open(0, WINDOW)
+        sender.stdin.feed(b"x" * WINDOW)
+        sender.stdin.grant(WINDOW + 10)
+        assert len(await sender.stdin.read(0)) == WINDOW - 10
+        assert sender.windows[-1] == (None, WINDOW + 10)
+        sender.stdin.grant(WINDOW)
+        assert sender.windows[-1] == (None, WINDOW + 10)
+
+    asyncio.run(main())
+
+
+def test_a_reader_that_comes_back_does_not_start_the_sender_anew() -> None:
+    async def main() -> None:
+        sender = Sender()
+        sender.stdin.open(0, WINDOW)
+        sender.stdin.feed(b"abc")
+        sender.stdin.open(1, WINDOW + 1)
+        assert sender.windows == [(0, WINDOW), (None, WINDOW + 1)]
+        assert await sender.stdin.read(1) == b"bc"
+
+    asyncio.run(main())
+
+
+def test_a_sender_that_resumes_starts_where_the_reader_is() -> None:
+    async def main() -> None:
+        sender = Sender()
+        sender.stdin.open(500, WINDOW + 400)
+        sender.stdin.feed(b"abc")
+        assert await sender.stdin.read(500) == b"abc"
+        assert sender.windows == [(500, WINDOW + 400)]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("granted", [None, 3])
+def test_more_than_was_granted_is_refused(granted: int | None) -> None:
+    sender = Sender()
+    if granted is not None:
+        sender.stdin.open(0, granted)
     with pytest.raises(PeerdError) as caught:
-        stdin.feed(data)
+        sender.stdin.feed(b"four")
     assert caught.value.code is Code.BAD_MESSAGE
 
 
 def test_nothing_comes_after_the_end() -> None:
-    stdin = Stdin(lambda size: None)
-    stdin.grant(3)
-    stdin.feed(b"")
-    for data in (b"", b"a"):
-        with pytest.raises(PeerdError):
-            stdin.feed(data)
+    sender = Sender()
+    sender.stdin.open(0, WINDOW)
+    sender.stdin.feed(b"")
+    with pytest.raises(PeerdError):
+        sender.stdin.feed(b"more")

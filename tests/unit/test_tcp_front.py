@@ -5,23 +5,37 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 
-from peerd import network
+from peerd import messages, network, tcpfront
+from peerd.config import Mode
 from peerd.errors import Code, Outcome, PeerdError
-from peerd.fronts import TcpFront
+from peerd.job import Job
 from peerd.journal import Event
 from peerd.links import receive_book
-from peerd.messages import ExecRequest, ExecResult
+from peerd.messages import ExecRequest, ExecResult, Offsets
 from peerd.node import Node
 from peerd.peers import Peer
+from peerd.policy import Policy, Rule
 from peerd.protocol import PROTOCOL_VERSION
 from peerd.registry import Identity, Registry
-from peerd.session import Caller, Sink
-from unit.support import EXEC_ID, FakeExecutor, Journal, Script, Wire, dialled, registration, settings, tcp_server
+from peerd.session import Caller, Session, Sink
+from peerd.tcpfront import TcpFront
+from unit.support import (
+    EXEC_ID,
+    FakeExecutor,
+    FakePeers,
+    Journal,
+    Script,
+    Wire,
+    dialled,
+    registration,
+    settings,
+    tcp_server,
+)
 
 LEADER = Identity("leader", "vps", "")
 LAPTOP = Peer("laptop", "127.0.0.4", public_key="")
@@ -67,6 +81,7 @@ async def served(
     identity: Identity = LEADER,
     packet_info: bool = True,
     interface: str = "lo",
+    executor: FakeExecutor | None = None,
     **changes: Any,
 ) -> AsyncIterator[Remote]:
     """A leader at 127.0.0.1 that knows the peer laptop at 127.0.0.4."""
@@ -76,7 +91,7 @@ async def served(
     config = settings(vpn_interface=interface, **changes)
     node = Node(registry, lambda: config, lambda: None)
     node.start()
-    executor = FakeExecutor(script)
+    executor = executor or FakeExecutor(script)
     front = TcpFront(node, executor, lambda: config)
     try:
         async with tcp_server(front.accept, packet_info) as port:
@@ -138,17 +153,23 @@ def test_who_does_not_come_through_the_vpn_is_dropped_without_a_word(
         ("getPeerInfo", {"peer": "laptop"}),
         ("listPeers", {}),
         ("deletePeer", {"peer": "laptop"}),
+        ("approvePeer", {"peer": "laptop"}),
+        ("rejectPeer", {"peer": "laptop"}),
         ("heartbeat", {}),
+        ("ping", {}),
+        ("noSuchMessage", {}),
     ],
-    ids=["execRequest", "getPeerInfo", "listPeers", "deletePeer", "heartbeat"],
+    ids="execRequest getPeerInfo listPeers deletePeer approvePeer rejectPeer heartbeat ping noSuchMessage".split(),
 )
-def test_who_is_no_peer_is_denied_everything(type_: str, fields: dict[str, object]) -> None:
+def test_who_is_no_peer_gets_no_word_for_anything_but_a_registration(
+    records: Journal, type_: str, fields: dict[str, object]
+) -> None:
     async def main() -> None:
         async with served() as remote, greeted(remote, "127.0.0.66") as wire:
-            denied = await wire.ask(type_, fields)
-            assert (denied.type, denied.fields["code"]) == ("error", "unknown-peer")
-            assert denied.fields["details"] == {"address": "127.0.0.66", "peer": "vps"}
-            assert (await wire.ask("ping")).type == "pong"
+            await wire.link.send(type_, fields)
+            await wire.end()
+            (record,) = records.of(Event.CONNECTION_REFUSED)
+            assert record.message == "Connection from 127.0.0.66 refused: not a registered peer"
             assert remote.executor.requests == []
             assert {peer.peer_id for peer in remote.registry.peers()} == {"laptop", "vps"}
 
@@ -159,7 +180,78 @@ def test_a_message_cannot_claim_who_sent_it() -> None:
     async def main() -> None:
         async with served() as remote, greeted(remote, "127.0.0.66") as wire:
             claim = {**EXEC, "peer": "laptop", "peer_id": "laptop", "address": "127.0.0.4", "ip_address": "127.0.0.4"}
-            assert (await wire.ask("execRequest", claim)).fields["code"] == "unknown-peer"
+            await wire.link.send("execRequest", claim)
+            await wire.end()
+            assert remote.executor.requests == []
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("identity", "changes"),
+    [
+        (Identity("", "desktop", ""), {}),
+        (Identity("worker", "desktop", "127.0.0.9"), {}),
+        (LEADER, {"registration": Mode.CLOSED}),
+    ],
+    ids=["no role", "worker", "closed"],
+)
+def test_where_nobody_may_register_a_stranger_is_not_even_greeted(
+    records: Journal, identity: Identity, changes: dict[str, Any]
+) -> None:
+    async def main() -> None:
+        async with served(identity=identity, **changes) as remote:
+            async with dialled(remote.port, "127.0.0.66") as wire:
+                await wire.end()
+            (record,) = records.of(Event.CONNECTION_REFUSED)
+            assert record.message == "Connection from 127.0.0.66 refused: not a registered peer"
+
+    asyncio.run(main())
+
+
+def test_a_peers_address_with_another_key_behind_it_is_nobodys(
+    records: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def stolen(interface: str, address: str) -> str:
+        return "another key"
+
+    async def main() -> None:
+        async with served() as remote:
+            async with greeted(remote, "127.0.0.2") as wire:
+                assert (await wire.ask("registerPeer", registration("desktop").to_wire())).type == "registered"
+            monkeypatch.setattr(network, "public_key", stolen)
+            async with greeted(remote, "127.0.0.2") as wire:
+                await wire.link.send("execRequest", EXEC)
+                await wire.end()
+            assert remote.executor.requests == []
+            (record,) = records.of(Event.CONNECTION_REFUSED)
+            assert record.message.endswith("its WireGuard key is not the one that it registered with")
+            async with greeted(remote, "127.0.0.2") as wire:
+                refused = await wire.ask("registerPeer", registration("desktop").to_wire())
+                assert refused.fields["code"] == "key-changed"
+
+    asyncio.run(main())
+
+
+def test_a_machine_that_waits_can_do_nothing_until_it_is_approved(records: Journal) -> None:
+    async def main() -> None:
+        async with served(registration=Mode.APPROVAL) as remote:
+            for _ in range(2):
+                async with greeted(remote, "127.0.0.2") as wire:
+                    waits = await wire.ask("registerPeer", registration("desktop").to_wire())
+                    assert (waits.type, waits.fields["code"]) == ("error", "pending")
+                    await wire.link.send("execRequest", EXEC)
+                    await wire.end()
+            assert remote.executor.requests == []
+            assert len(records.of(Event.PEER_PENDING)) == 1
+            async with greeted(remote) as wire:
+                await wire.link.send("listPeers")
+                book = await receive_book(wire.link)
+                assert [(claim.peer_id, claim.state) for claim in book.claims] == [("desktop", "pending")]
+                assert (await wire.ask("approvePeer", {"peer": "desktop"})).type == "reply"
+                assert [record.text("caller") for record in records.of(Event.PEER_APPROVED)] == ["laptop"]
+            async with greeted(remote, "127.0.0.2") as wire:
+                assert (await wire.ask("registerPeer", registration("desktop").to_wire())).type == "registered"
 
     asyncio.run(main())
 
@@ -181,6 +273,25 @@ def test_a_command_of_a_peer_runs_and_streams() -> None:
             assert ExecResult.from_wire(result.fields) == ExecResult(Outcome.EXITED, 3, duration_usec=5)
             assert remote.executor.requests == [(ExecRequest(EXEC_ID, "/tmp", "make", timeout=5.0), "laptop")]
             assert (await wire.ask("ping")).type == "pong"
+            assert remote.executor.heard == []
+            await wire.link.send("done")
+            assert (await wire.ask("ping")).type == "pong"
+            assert remote.executor.heard == [EXEC_ID]
+
+    asyncio.run(main())
+
+
+def test_a_caller_that_goes_without_having_confirmed_the_result_has_not_heard_it(records: Journal) -> None:
+    async def main() -> None:
+        async with served() as remote:
+            async with greeted(remote) as wire:
+                assert (await wire.ask("execRequest", EXEC)).type == "result"
+            async with greeted(remote) as wire:
+                assert (await wire.ask("attachJob", {"execId": EXEC_ID})).type == "result"
+                assert remote.executor.heard == []
+                await wire.link.send("done")
+                assert (await wire.ask("ping")).type == "pong"
+                assert remote.executor.heard == [EXEC_ID]
 
     asyncio.run(main())
 
@@ -214,6 +325,38 @@ def test_a_request_that_is_nested_deeply_is_an_error_of_its_sender(name: str, de
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(
+    ("owner", "rules", "allowed"),
+    [
+        ("desktop", Policy(), True),
+        ("laptop", Policy(rules=(Rule("some", ("laptop",), users=("ann",)),)), True),
+        ("desktop", Policy(rules=(Rule("some", ("laptop",), users=("ann",)),)), False),
+        ("root@here", Policy(rules=(Rule("some", ("laptop",), users=("ann",)),)), False),
+        ("desktop", Policy(rules=(Rule("all", ("laptop",)),)), True),
+        ("laptop", Policy(accept=False), False),
+    ],
+)
+def test_a_peer_deals_with_the_commands_that_the_policy_gives_it(
+    owner: str, rules: Policy, allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Job("0" * 16, "vps", owner, "/", "true", "root", True, 1, ExecResult(Outcome.EXITED, 3))
+    monkeypatch.setattr(FakeExecutor, "job", lambda self, exec_id: job)
+    monkeypatch.setattr(FakeExecutor, "jobs", lambda self, limit: [job])
+
+    async def main() -> None:
+        async with served(policy=rules) as remote, greeted(remote) as wire:
+            for message in ("getJob", "cancelJob", "waitJob"):
+                monkeypatch.setattr(FakeExecutor, message.removesuffix("Job"), done, raising=False)
+                answer = await wire.ask(message, {"execId": job.exec_id})
+                assert (answer.type, answer.fields.get("code")) == (("reply", None) if allowed else ("error", "denied"))
+            assert (await wire.ask("listJobs")).fields == {"count": 1 if allowed else 0}
+
+    async def done(self: FakeExecutor, exec_id: str) -> Job:
+        return job
+
+    asyncio.run(main())
+
+
 def test_cancel_stops_the_command() -> None:
     async def main() -> None:
         async with served(until_cancelled) as remote, greeted(remote) as wire:
@@ -229,7 +372,8 @@ def test_a_cancel_that_comes_too_late_is_nothing() -> None:
     async def main() -> None:
         async with served() as remote, greeted(remote) as wire:
             assert (await wire.ask("execRequest", EXEC)).type == "result"
-            await wire.link.send("cancel")
+            for late in ("done", "cancel", "ack", "stdin"):
+                await wire.link.send(late)
             assert (await wire.ask("ping")).type == "pong"
 
     asyncio.run(main())
@@ -275,7 +419,7 @@ def test_an_unknown_message_is_an_error_and_the_connection_goes_on() -> None:
         ({"protocol": PROTOCOL_VERSION + 1, "version": "9"}, "version"),
         ({}, "bad-message"),
         ({"protocol": "1"}, "bad-message"),
-        ({"protocol": PROTOCOL_VERSION, "version": 1}, "bad-message"),
+        ({"protocol": PROTOCOL_VERSION, "boot": 1}, "bad-message"),
     ],
     ids=str,
 )
@@ -350,7 +494,19 @@ def test_a_peer_deletes_another_but_not_the_leader(records: Journal) -> None:
             assert remote.node.book.by_id("laptop") is None
             assert [record.text("caller") for record in records.of(Event.PEER_DELETED)] == ["laptop"]
             # From now on it is nobody.
-            assert (await wire.ask("listPeers")).fields["code"] == "unknown-peer"
+            await wire.link.send("listPeers")
+            await wire.end()
+
+    asyncio.run(main())
+
+
+def test_only_the_registrys_admins_change_it() -> None:
+    async def main() -> None:
+        async with served(policy=Policy(registry_admins=())) as remote, greeted(remote) as wire:
+            for type_ in ("deletePeer", "approvePeer", "rejectPeer"):
+                denied = await wire.ask(type_, {"peer": "laptop"})
+                assert (denied.type, denied.fields["code"]) == ("error", "denied")
+            assert remote.node.book.by_id("laptop") is not None
 
     asyncio.run(main())
 
@@ -410,21 +566,225 @@ def test_a_registration_that_is_refused_says_why(claim: dict[str, object], sourc
 
 def test_who_is_no_leader_takes_no_registration_and_keeps_no_registry() -> None:
     async def main() -> None:
-        async with served(identity=Identity("", "desktop", "")) as remote, greeted(remote) as wire:
-            refused = await wire.ask("registerPeer", registration("laptop").to_wire())
-            assert refused.fields["code"] == "not-leader"
+        async with served(identity=Identity("worker", "desktop", "127.0.0.9")) as remote:
+            assert remote.node.link is not None
+            remote.node.link.book.put(LAPTOP)
+            async with greeted(remote) as wire:
+                refused = await wire.ask("registerPeer", registration("laptop").to_wire())
+                assert refused.fields["code"] == "not-leader"
+            assert remote.registry.claims() == []
 
     asyncio.run(main())
 
 
 def test_what_only_a_leader_answers_is_unknown_to_others() -> None:
     async def main() -> None:
-        async with served(identity=Identity("worker", "desktop", "127.0.0.9")) as remote, greeted(remote) as wire:
+        async with served(identity=Identity("worker", "desktop", "127.0.0.9")) as remote:
             assert remote.node.link is not None
             remote.node.link.book.put(LAPTOP)
-            for type_ in ("listPeers", "deletePeer", "heartbeat"):
-                assert (await wire.ask(type_, {"peer": "laptop"})).fields["code"] == "unknown-message"
-            assert (await wire.ask("execRequest", EXEC)).type == "result"
+            async with greeted(remote) as wire:
+                for type_ in ("listPeers", "deletePeer", "approvePeer", "rejectPeer", "heartbeat"):
+                    assert (await wire.ask(type_, {"peer": "laptop"})).fields["code"] == "unknown-message"
+                assert (await wire.ask("execRequest", EXEC)).type == "result"
+
+    asyncio.run(main())
+
+
+def test_a_worker_that_was_started_just_now_knows_who_comes_back_once_its_leader_has_told_it() -> None:
+    async def main() -> None:
+        async with FakePeers().serving() as leader:
+            worker = Identity("worker", "desktop", "127.0.0.1")
+            async with (
+                served(identity=worker, port=leader.port) as remote,
+                dialled(remote.port, "127.0.0.4") as wire,
+            ):
+                wire.link.post("hello", messages.hello("test"))
+                await wire.link.send("execRequest", EXEC)
+                registering = await leader.links.get()
+                await registering.expect("registerPeer")
+                registering.link.post("registered", {"peer_id": "desktop"})
+                registering.link.post("reply", {"count": 1})
+                registering.link.post("peers", {"peers": [LAPTOP.to_wire()]})
+                assert (await wire.next()).type == "hello"
+                assert (await wire.next()).type == "result"
+                assert [caller for _, caller in remote.executor.requests] == ["laptop"]
+
+    asyncio.run(main())
+
+
+def test_a_worker_whose_leader_is_away_knows_nobody(records: Journal) -> None:
+    async def main() -> None:
+        async with FakePeers().serving() as leader:
+            worker = Identity("worker", "desktop", "127.0.0.1")
+            async with (
+                served(identity=worker, port=leader.port) as remote,
+                dialled(remote.port, "127.0.0.4") as wire,
+            ):
+                wire.link.post("hello", messages.hello("test"))
+                (await leader.links.get()).reset()
+                await wire.end()
+        (record,) = records.of(Event.CONNECTION_REFUSED)
+        assert record.message == "Connection from 127.0.0.4 refused: not a registered peer"
+
+    asyncio.run(main())
+
+
+JOB = Job(EXEC_ID, "vps", "laptop", "/tmp", "make", "root", True, 5)
+
+
+class Jobs(FakeExecutor):
+    """An executor with one job that runs until it is let go or cancelled."""
+
+    def __init__(self) -> None:
+        super().__init__(succeed)
+        self.over, self.waiting = asyncio.Event(), asyncio.Event()
+        self.cancelled = False
+
+    def job(self, exec_id: str) -> Job:
+        if exec_id != EXEC_ID:
+            raise PeerdError(Code.NO_SUCH_JOB, exec_id=exec_id)
+        return replace(JOB, result=ExecResult(Outcome.EXITED, 3)) if self.over.is_set() else JOB
+
+    def jobs(self, limit: int) -> list[Job]:
+        return [replace(JOB, exec_id=f"{number:016x}") for number in range(40)][:limit]
+
+    async def attend(self, exec_id: str, session: Session, offsets: Offsets) -> ExecResult:
+        return self.job(exec_id).result or ExecResult(Outcome.EXITED, 0)
+
+    async def wait(self, exec_id: str) -> Job:
+        self.waiting.set()
+        await self.over.wait()
+        return self.job(exec_id)
+
+    async def cancel(self, exec_id: str) -> Job:
+        self.cancelled = True
+        self.over.set()
+        return await self.wait(exec_id)
+
+
+@asynccontextmanager
+async def with_jobs() -> AsyncIterator[tuple[Jobs, Remote]]:
+    executor = Jobs()
+    async with served(executor=executor) as remote:
+        yield executor, remote
+
+
+def test_a_job_is_told_of_waited_for_and_cancelled() -> None:
+    async def main() -> None:
+        async with with_jobs() as (executor, remote), greeted(remote) as wire, greeted(remote) as other:
+            told = await wire.ask("getJob", {"execId": EXEC_ID})
+            assert (told.type, Job.from_wire(told.fields["job"])) == ("reply", JOB)
+            await wire.link.send("waitJob", {"execId": EXEC_ID})
+            await executor.waiting.wait()
+            # Who waits is answered when it asks for a sign of life.
+            assert (await wire.ask("ping")).type == "pong"
+            ended = Job.from_wire((await other.ask("cancelJob", {"execId": EXEC_ID})).fields["job"])
+            assert executor.cancelled
+            assert ended.result is not None
+            assert Job.from_wire((await wire.next()).fields["job"]) == ended
+            for asking in (wire, other):
+                assert (await asking.ask("ping")).type == "pong"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("type_", ["getJob", "waitJob", "cancelJob", "attachJob"])
+def test_a_job_that_there_is_not_or_cannot_be_is_an_error(type_: str) -> None:
+    async def main() -> None:
+        async with with_jobs() as (executor, remote), greeted(remote) as wire:
+            executor.over.set()
+            for fields, code in (({"execId": "1" * 16}, "no-such-job"), ({"execId": "../x"}, "bad-message")):
+                refused = await wire.ask(type_, dict(fields))
+                assert (refused.type, refused.fields["code"]) == ("error", code)
+            assert (await wire.ask(type_)).fields["code"] == "bad-message"
+            assert (await wire.ask("ping")).type == "pong"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+def test_who_goes_waits_no_more_and_the_job_goes_on(how: str) -> None:
+    async def main() -> None:
+        async with with_jobs() as (executor, remote), greeted(remote) as wire:
+            await wire.link.send("waitJob", {"execId": EXEC_ID})
+            await executor.waiting.wait()
+            if how == "close":
+                wire.link.close()
+            else:
+                wire.reset()
+            async with greeted(remote) as other:
+                told = await other.ask("getJob", {"execId": EXEC_ID})
+                assert Job.from_wire(told.fields["job"]).result is None
+            assert not executor.cancelled
+
+    asyncio.run(main())
+
+
+def test_all_jobs_are_listed_in_frames_that_each_fit() -> None:
+    async def main() -> None:
+        async with with_jobs() as (_, remote), greeted(remote) as wire:
+            assert (await wire.ask("listJobs")).fields == {"count": 40}
+            listed: list[Job] = []
+            while len(listed) < 40:
+                entries = (await wire.next()).fields["jobs"]
+                assert isinstance(entries, list)
+                listed += map(Job.from_wire, entries)
+            assert [int(job.exec_id, 16) for job in listed] == list(range(40))
+            assert (await wire.ask("ping")).type == "pong"
+
+    asyncio.run(main())
+
+
+def test_offsets_and_confirmations_reach_who_attends() -> None:
+    seen: list[object] = []
+
+    class Attended(Jobs):
+        async def attend(self, exec_id: str, session: Session, offsets: Offsets) -> ExecResult:
+            seen.append(offsets)
+            confirmed = asyncio.Event()
+
+            def listen(offsets: Offsets) -> None:
+                seen.append(offsets)
+                if offsets["stdout"]:
+                    confirmed.set()
+
+            session.delivery.listen(listen)
+            await confirmed.wait()
+            return ExecResult(Outcome.EXITED, 3)
+
+    async def main() -> None:
+        async with served(executor=Attended()) as remote, greeted(remote) as wire:
+            await wire.link.send("attachJob", {"execId": EXEC_ID, "stdout": 7})
+            await wire.link.send("ack", {"stdout": 9, "stderr": 1})
+            assert (await wire.next()).type == "result"
+            assert seen == [{"stdout": 7, "stderr": 0}, {"stdout": 0, "stderr": 0}, {"stdout": 9, "stderr": 1}]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("field", [{"stdout": -1}, {"stderr": "x"}, {"stdout": 2**63}], ids=str)
+def test_offsets_out_of_bounds_are_an_error(field: dict[str, object]) -> None:
+    async def main() -> None:
+        async with with_jobs() as (_, remote), greeted(remote) as wire:
+            assert (await wire.ask("attachJob", {"execId": EXEC_ID, **field})).fields["code"] == "bad-message"
+
+    asyncio.run(main())
+
+
+def test_a_detached_command_is_answered_once_it_was_started() -> None:
+    class Starting(Jobs):
+        async def detach(self, request: ExecRequest, caller: Caller) -> ExecResult:
+            if request.directory == "/missing":
+                error = PeerdError(Code.NO_SUCH_DIRECTORY, peer="vps", directory="/missing")
+                return ExecResult.failure(error)
+            return ExecResult(Outcome.EXITED, 0)
+
+    async def main() -> None:
+        async with served(executor=Starting()) as remote, greeted(remote) as wire:
+            assert (await wire.ask("execRequest", {**EXEC, "detach": True})).type == "started"
+            failed = await wire.ask("execRequest", {**EXEC, "detach": True, "directory": "/missing"})
+            assert (failed.type, failed.fields["outcome"]) == ("result", "failed")
+            assert (await wire.ask("ping")).type == "pong"
 
     asyncio.run(main())
 
@@ -436,6 +796,30 @@ def test_a_connection_too_many_is_told_so() -> None:
                 assert (await second.next()).fields["code"] == "busy"
                 await second.end()
             assert (await first.ask("ping")).type == "pong"
+
+    asyncio.run(main())
+
+
+def test_one_address_cannot_have_all_connections() -> None:
+    async def main() -> None:
+        async with served(max_connections=4) as remote, greeted(remote) as first, greeted(remote) as second:
+            async with dialled(remote.port, "127.0.0.4") as third:
+                assert (await third.next()).fields["code"] == "busy"
+                await third.end()
+            async with greeted(remote, "127.0.0.2") as other:
+                assert (await other.ask("registerPeer", registration("desktop").to_wire())).type == "registered"
+            for wire in (first, second):
+                assert (await wire.ask("ping")).type == "pong"
+
+    asyncio.run(main())
+
+
+def test_a_stranger_that_says_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tcpfront, "_STRANGER_LIMIT", 0.01)
+
+    async def main() -> None:
+        async with served() as remote, greeted(remote, "127.0.0.66") as wire:
+            await wire.end()
 
     asyncio.run(main())
 

@@ -1,0 +1,83 @@
+"""Who listens to a command that runs here: tells it what the command says, and the command what it says."""
+
+from __future__ import annotations
+
+import asyncio
+
+from peerd.messages import MAX_OUTPUT, ExecResult, Offsets
+from peerd.run import Run
+from peerd.session import Session
+
+
+class Audience:
+    """Somebody who listens to a command, and to whom it may listen."""
+
+    def __init__(self, one: Run, session: Session) -> None:
+        self._run = one
+        self._session = session
+        self._detached = one.request.detach
+
+    async def listen(self, offsets: Offsets) -> ExecResult | None:
+        """Pass on output from these offsets, as it comes, until the result.
+
+        :returns: the result; None where the caller of a detached command has heard enough
+        :raises ConnectionError: when the caller is gone
+        """
+        session, one = self._session, self._run
+        tasks = [
+            asyncio.create_task(coroutine)
+            for coroutine in (self._tell(offsets), session.cancel.wait(), session.gone.wait(), self._feed())
+        ]
+        telling, cancelled, gone, _ = tasks
+        if not self._detached:
+            session.delivery.listen(one.output.confirm)
+        try:
+            await asyncio.wait((telling, cancelled, gone), return_when=asyncio.FIRST_COMPLETED)
+            if cancelled.done() and not telling.done():
+                if self._detached:
+                    return None
+                telling.cancel()
+                one.cancel()
+                ended = asyncio.create_task(one.ended.wait())
+                tasks.append(ended)
+                await asyncio.wait((ended, gone), return_when=asyncio.FIRST_COMPLETED)
+            elif telling.done():
+                telling.result()
+            if gone.done() or one.result is None:
+                raise ConnectionError("the caller is gone")
+            return one.result
+        finally:
+            session.delivery.listen(None)
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    async def _tell(self, offsets: Offsets) -> None:
+        await self._run.started.wait()
+        if self._run.began:
+            await self._session.sink.started()
+        await self._run.output.follow(offsets, self._session.sink.output)
+
+    async def _feed(self) -> None:
+        """Pass on what the caller sends to the command's standard input, at the pace at which it reads."""
+        stdin, reader = self._session.stdin, self._run.input
+        if reader is None or not reader.is_open() or self._detached:
+            return
+        stdin.open(reader.received, reader.until)
+        granting = asyncio.create_task(self._grant())
+        try:
+            while reader.is_open() and (data := await stdin.read(reader.received)):
+                for start in range(0, len(data), MAX_OUTPUT):
+                    reader.feed(data[start : start + MAX_OUTPUT])
+            reader.feed(b"")
+            await granting
+        finally:
+            granting.cancel()
+
+    async def _grant(self) -> None:
+        reader = self._run.input
+        assert reader is not None
+        until = reader.until
+        while True:
+            until = await reader.taken(until)
+            self._session.stdin.grant(until)

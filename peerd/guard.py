@@ -1,0 +1,118 @@
+"""Holds other peers to the policy of this machine, and records every decision."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import replace
+
+from peerd import policy
+from peerd.errors import Code, PeerdError
+from peerd.job import Job
+from peerd.journal import Event, log
+from peerd.messages import Action, ExecRequest, RegistryAction
+from peerd.policy import Decision, Policy, Question
+
+_RESOLVE_LIMIT = 5.0
+"""Seconds for the directories of a decision to be found; one on a dead file system may take for ever."""
+
+
+async def judge(rules: Policy, question: Question) -> tuple[Decision, Question]:
+    """Decide about a command by where its directory really is.
+
+    :returns: the decision, and the question with its directory resolved where the policy is about directories
+    """
+    if not rules.names_directories:
+        return policy.decide(rules, question), question
+    try:
+        async with asyncio.timeout(_RESOLVE_LIMIT):
+            rules, directory = await asyncio.to_thread(_resolve, rules, question.directory)
+    except TimeoutError:
+        return Decision(False, "the directories could not be resolved in time"), question
+    question = replace(question, directory=directory)
+    return policy.decide(rules, question), question
+
+
+def _resolve(rules: Policy, directory: str) -> tuple[Policy, str]:
+    return rules.with_directories(os.path.realpath), os.path.realpath(directory)
+
+
+async def admit(rules: Policy, request: ExecRequest, asked: float | None, peer: str, name: str) -> ExecRequest:
+    """The command of a peer as it may run here.
+
+    :param request: with nothing left open
+    :param asked: the timeout that the peer asked for, or None where it is this machine's
+    :param name: the id of this machine
+    :raises PeerdError: DENIED, without the reason, which is in the journal
+    """
+    decision, question = await judge(
+        rules,
+        Question(
+            peer,
+            request.user or "root",
+            request.directory,
+            request.shell_cmd,
+            request.argv,
+            _permission(request.action),
+            tuple(request.env),
+            asked,
+        ),
+    )
+    verb = "may" if decision.allowed else "must not"
+    log(
+        Event.COMMAND_ALLOWED if decision.allowed else Event.COMMAND_DENIED,
+        f"{peer} {verb} run {request.exec_id} here: {decision.reason}",
+        exec_id=request.exec_id,
+        peer=peer,
+        caller=peer,
+        directory=question.directory,
+        command=request.command,
+        user=request.user,
+        rule=decision.rule,
+        reason=decision.reason,
+    )
+    if not decision.allowed:
+        raise PeerdError(Code.DENIED, reason=f"{name} does not allow this")
+    limits = (limit for limit in (request.timeout, decision.max_timeout) if limit is not None)
+    return replace(request, directory=question.directory, timeout=min(limits, default=None), resolved=decision.resolved)
+
+
+def _permission(action: Action | None) -> str:
+    """The word of a rule for an action; a deploy is a build that is looked after."""
+    return "" if action is None else Action.BUILD.value if action is Action.DEPLOY else action.value
+
+
+def consent(rules: Policy, action: RegistryAction, peer_id: str, peer: str) -> None:
+    """Whether a peer may change the registry of this leader.
+
+    :raises PeerdError: DENIED
+    """
+    decision = policy.decide_registry(rules, peer)
+    if not decision.allowed:
+        log(
+            Event.REGISTRY_DENIED,
+            f"{action} {peer_id} denied to {peer}: {decision.reason}",
+            peer=peer_id,
+            caller=peer,
+            reason=decision.reason,
+        )
+        raise PeerdError(Code.DENIED, reason="the leader does not allow this")
+
+
+def attend(rules: Policy, job: Job, peer: str, name: str) -> None:
+    """Whether a peer may see, stop or listen to a command of this machine.
+
+    :param name: the id of this machine
+    :raises PeerdError: DENIED, without the reason, which is in the journal
+    """
+    decision = policy.decide_job(rules, peer, job.caller)
+    if not decision.allowed:
+        log(
+            Event.COMMAND_DENIED,
+            f"{peer} must not deal with {job.exec_id} here: {decision.reason}",
+            exec_id=job.exec_id,
+            peer=peer,
+            caller=peer,
+            reason=decision.reason,
+        )
+        raise PeerdError(Code.DENIED, reason=f"{name} does not allow this")

@@ -1,0 +1,215 @@
+"""The descriptors of a running command, and how they come back after a restart of peerd.
+
+systemd keeps copies of them under the name of the command's scope. Which is which, and what else a restart must know,
+is in a file in memory among them, the memo: it lasts as long as they do, and no full disk can keep it from being
+written. It is a line of JSON, and a line more for each thing that happened since.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import stat
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from peerd import fdstore
+from peerd.errors import PeerdError
+from peerd.messages import STREAMS, ExecRequest
+from peerd.session import Caller
+from peerd.spool import Spool
+
+_MEMO = "peerd-memo"
+CANCELLED = "cancelled"
+"""A note in a memo: the command was cancelled."""
+RELEASED = "released"
+"""A note in a memo: the command was let go, and so may have run."""
+_CONTROL = "control"
+_STDIN = "stdin"
+
+
+class HandlesError(Exception):
+    """The descriptors that systemd kept are not those of a command; the text says why."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a command was started.
+
+    :ivar scope: the unit that it runs in
+    :ivar gate: the pid of its gate
+    :ivar began: when the scope was asked for, in seconds of CLOCK_MONOTONIC
+    :ivar started_usec: the same in microseconds since the epoch
+    """
+
+    request: ExecRequest
+    caller: Caller
+    scope: str
+    gate: int
+    began: float
+    started_usec: int
+
+    @classmethod
+    def now(cls, request: ExecRequest, caller: Caller, scope: str, gate: int) -> Start:
+        """A command that starts now."""
+        return cls(request, caller, scope, gate, time.monotonic(), time.time_ns() // 1000)
+
+
+@dataclass
+class Handles:
+    """The descriptors of one command, this object's to close.
+
+    :ivar control: the socket of its gate
+    :ivar pipes: the ends of its pipes to read from, by stream
+    :ivar spools: its output, in memory; not that which is on disk
+    :ivar stdin: what it is sent and where that goes, or None
+    """
+
+    control: socket.socket
+    pipes: dict[str, int] = field(default_factory=dict)
+    spools: dict[str, Spool] = field(default_factory=dict)
+    stdin: tuple[Spool, int] | None = None
+    name: str = ""
+    memo: int = -1
+
+    def keep(self, start: Start) -> None:
+        """Have systemd keep them."""
+        self.name = start.scope
+        roles = {
+            _CONTROL: self.control.fileno(),
+            **{f"{stream}.pipe": fd for stream, fd in self.pipes.items()},
+            **{f"{stream}.spool": spool.fd for stream, spool in self.spools.items()},
+        }
+        if self.stdin:
+            roles["stdin.spool"] = self.stdin[0].fd
+        everything = dict(roles)
+        if self.stdin:
+            everything["stdin.pipe"] = self.stdin[1]
+        memo = {
+            "request": start.request.to_wire(),
+            "caller": [start.caller.peer, start.caller.user],
+            "gate": start.gate,
+            "began": start.began,
+            "startedUsec": start.started_usec,
+            "roles": {role: _identity(fd) for role, fd in everything.items()},
+        }
+        self.memo = os.memfd_create(_MEMO, os.MFD_CLOEXEC)
+        os.write(self.memo, json.dumps(memo).encode() + b"\n")
+        fdstore.keep(self.name, [self.memo, *roles.values()])
+        if self.stdin:
+            # By itself, because the command sees the end of its input only when no copy is left.
+            fdstore.keep(self._stdin_name, [self.stdin[1]])
+
+    @property
+    def _stdin_name(self) -> str:
+        return f"{self.name}.{_STDIN}"
+
+    def note(self, text: str) -> None:
+        """Remember across a restart what happened: :data:`CANCELLED` or :data:`RELEASED`."""
+        if self.memo >= 0:
+            os.lseek(self.memo, 0, os.SEEK_END)
+            os.write(self.memo, f"{text}\n".encode())
+
+    def close_stdin(self) -> None:
+        """Let the command see the end of its input."""
+        if self.stdin:
+            os.close(self.stdin[1])
+            self.stdin[0].close()
+            self.stdin = None
+            if self.name:
+                fdstore.forget(self._stdin_name)
+
+    def close(self, forget: bool) -> None:
+        """Close them.
+
+        :param forget: whether systemd lets go of its copies, too
+        """
+        self.control.close()
+        for fd in self.pipes.values():
+            os.close(fd)
+        self.pipes.clear()
+        if self.stdin and not forget:
+            os.close(self.stdin[1])
+            self.stdin[0].close()
+            self.stdin = None
+        self.close_stdin()
+        if self.memo >= 0:
+            os.close(self.memo)
+            self.memo = -1
+        if forget and self.name:
+            fdstore.forget(self.name)
+
+
+def create(stdin: bool, spooled: bool) -> tuple[Handles, list[int]]:
+    """The descriptors for a new command.
+
+    :param stdin: whether it is sent input; it reads nothing else
+    :param spooled: whether its output goes into memory
+    :returns: ours, and its own: stdin, stdout, stderr and control, for the caller to close
+    """
+    control, gate_end = socket.socketpair()
+    control.setblocking(False)
+    handles = Handles(control)
+    if stdin:
+        read_end, write_end = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(write_end, False)
+        handles.stdin = Spool.in_memory(_STDIN), write_end
+    else:
+        read_end = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    ends = [read_end]
+    for stream in STREAMS:
+        read_end, write_end = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(read_end, False)
+        handles.pipes[stream] = read_end
+        ends.append(write_end)
+        if spooled:
+            handles.spools[stream] = Spool.in_memory(stream)
+    return handles, [*ends, gate_end.detach()]
+
+
+def adopt(name: str, descriptors: Sequence[int], stdin_pipe: int | None) -> tuple[Handles, Start, frozenset[str]]:
+    """The descriptors of a command that an earlier process started.
+
+    :param name: the name of its scope
+    :param stdin_pipe: the one that was kept by itself, if there is one
+    :returns: the descriptors, how the command was started, and what was noted since
+    :raises HandlesError: where something is missing; all descriptors are closed then
+    """
+    everything = [*descriptors, *([stdin_pipe] if stdin_pipe is not None else [])]
+    try:
+        memo = next(fd for fd in descriptors if os.readlink(f"/proc/self/fd/{fd}").startswith(f"/memfd:{_MEMO}"))
+        lines = os.pread(memo, os.fstat(memo).st_size, 0).split(b"\n")
+        told: dict[str, Any] = json.loads(lines[0])
+        start = Start(
+            ExecRequest.from_wire(told["request"]),
+            Caller(*told["caller"]),
+            name,
+            int(told["gate"]),
+            float(told["began"]),
+            int(told["startedUsec"]),
+        )
+        found = {tuple(_identity(fd)): fd for fd in everything}
+        ours = {role: found[tuple(identity)] for role, identity in told["roles"].items() if tuple(identity) in found}
+        pipes = {stream: ours[f"{stream}.pipe"] for stream in STREAMS}
+        spools = {stream: Spool(ours[f"{stream}.spool"]) for stream in STREAMS if f"{stream}.spool" in ours}
+        stdin = (Spool(ours["stdin.spool"]), ours["stdin.pipe"]) if "stdin.pipe" in ours else None
+        # Last, because a socket closes itself.
+        handles = Handles(socket.socket(fileno=ours[_CONTROL]), pipes, spools, stdin, name, memo)
+    except (StopIteration, KeyError, TypeError, ValueError, AttributeError, OSError, PeerdError) as error:
+        for fd in everything:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+        raise HandlesError(f"{type(error).__name__}: {error}") from None
+    handles.control.setblocking(False)
+    if handles.stdin is None and "stdin.spool" in ours:
+        os.close(ours["stdin.spool"])
+    return handles, start, frozenset(line.decode() for line in lines[1:] if line)
+
+
+def _identity(fd: int) -> list[int]:
+    status = os.fstat(fd)
+    return [status.st_dev, status.st_ino, stat.S_IFMT(status.st_mode)]

@@ -1,0 +1,153 @@
+"""What ran here and what was asked from here, in SQLite through peewee; also what makes a command run once.
+
+It is a database of its own: it grows with every command, and losing it costs no peer its registration.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import peewee
+
+from peerd.errors import Code, PeerdError
+from peerd.job import Job
+from peerd.journal import Event, log
+
+RAN = "ran"
+ASKED = "asked"
+SIDES = (RAN, ASKED)
+SCHEMA_VERSION = 1
+"""Kept in the database as PRAGMA user_version (sqlite.org/pragma.html)."""
+
+_PRAGMAS = {"journal_mode": "wal", "synchronous": "normal", "busy_timeout": 5000}
+_TRIM_EVERY = 1000
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One command: "ran" here, or "asked" of the other end."""
+
+    side: str
+    peer: str
+    job: Job
+
+
+class History:
+    """The database.
+
+    A disk that is full keeps no command from running: what cannot be stored is recorded as such and left out.
+
+    :param path: the file, made with mode 0600 if it does not exist; ``:memory:`` for a test
+    :raises PeerdError: INTERNAL when the file cannot be used or was written by a newer peerd
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._database = peewee.SqliteDatabase(None)
+
+        class Row(peewee.Model):  # type: ignore[misc]
+            exec_id = peewee.TextField()
+            side = peewee.TextField()
+            peer = peewee.TextField()
+            started = peewee.IntegerField(index=True)
+            outcome = peewee.TextField(default="")
+            detached = peewee.BooleanField()
+            job = peewee.TextField()
+            Meta = type(
+                "Meta",
+                (),
+                {
+                    "database": self._database,
+                    "table_name": "command",
+                    "primary_key": peewee.CompositeKey("exec_id", "side"),
+                },
+            )
+
+        self._rows: Any = Row
+        self._stored = 0
+        try:
+            if str(path) != ":memory:":
+                Path(path).touch(mode=0o600)
+            self._database.init(str(path), pragmas=_PRAGMAS)
+            self._database.connect()
+            version = self._database.pragma("user_version")
+            if version > SCHEMA_VERSION:
+                raise peewee.DatabaseError(f"schema version {version} is newer than this peerd's {SCHEMA_VERSION}")
+            self._database.create_tables([Row])
+            self._database.pragma("user_version", SCHEMA_VERSION)
+        except (OSError, peewee.DatabaseError) as error:
+            if not self._database.is_closed():
+                self._database.close()
+            raise PeerdError(Code.INTERNAL, reason=f"cannot use the database {path}: {error}") from None
+
+    def put(self, side: str, peer: str, job: Job) -> None:
+        """Store a command, or what is known of it now.
+
+        :param peer: the other end
+        """
+        outcome = job.result.outcome.value if job.result else ""
+        try:
+            self._rows.replace(
+                exec_id=job.exec_id,
+                side=side,
+                peer=peer,
+                started=job.started_usec,
+                outcome=outcome,
+                detached=job.detached,
+                job=json.dumps(job.shortened().to_wire()),
+            ).execute()
+        except peewee.DatabaseError as error:
+            log(Event.STATE_UNWRITABLE, f"The history does not have {job.exec_id}: {error}", exec_id=job.exec_id)
+
+    def get(self, side: str, exec_id: str) -> Entry | None:
+        """The command with this id on one side, or None."""
+        try:
+            row = self._rows.get_or_none(exec_id=exec_id, side=side)
+        except peewee.DatabaseError:
+            return None
+        return _entry(row) if row else None
+
+    def find(
+        self,
+        side: str | None = None,
+        peer: str | None = None,
+        outcome: str | None = None,
+        since_usec: int = 0,
+        detached: bool | None = None,
+        limit: int = 1000,
+    ) -> list[Entry]:
+        """Commands, the newest first.
+
+        :param outcome: only those that ended so; "" for those whose end is not known
+        :param since_usec: only those that started since, in microseconds since the epoch
+        """
+        rows = self._rows
+        query = rows.select().where(rows.started >= since_usec)
+        wanted = {rows.side: side, rows.peer: peer, rows.outcome: outcome, rows.detached: detached}
+        for column, value in wanted.items():
+            if value is not None:
+                query = query.where(column == value)
+        return [_entry(row) for row in query.order_by(rows.started.desc()).limit(limit)]
+
+    def trim(self, most: int) -> None:
+        """Keep only the newest entries; cheap when called after each."""
+        self._stored += 1
+        if self._stored % _TRIM_EVERY != 1:
+            return
+        kept = self._rows.select(self._rows.started).order_by(self._rows.started.desc()).limit(1).offset(most)
+        try:
+            oldest = kept.scalar()
+            if oldest is not None:
+                self._rows.delete().where(self._rows.started <= oldest, self._rows.outcome != "").execute()
+        except peewee.DatabaseError as error:
+            log(Event.STATE_UNWRITABLE, f"The history cannot be trimmed: {error}")
+
+    def close(self) -> None:
+        """Close the database; SQLite then folds its write-ahead log into the file."""
+        self._database.close()
+
+
+def _entry(row: Any) -> Entry:
+    return Entry(row.side, row.peer, Job.from_wire(json.loads(row.job)))

@@ -1,0 +1,276 @@
+"""The commands about commands: what runs, what ran, and how to get back to it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from peerd import history, remote, validate
+from peerd.answer import Answer
+from peerd.config import Config
+from peerd.connection import Connection
+from peerd.errors import EXIT_CANCELLED, Code, PeerdError
+from peerd.execution import Execution
+from peerd.executor import Executor
+from peerd.history import Entry, History
+from peerd.job import Job
+from peerd.messages import STREAMS, ExecResult, Offsets, take
+from peerd.node import Node
+from peerd.peers import Peer
+from peerd.render import record
+from peerd.session import Session
+
+T = TypeVar("T")
+MAX_JOBS = 2000
+"""How many jobs one machine tells of."""
+_PER_FRAME = 15
+_AT_ONCE = 32
+_RETRY_DELAY = 1.0
+_USEC = 1_000_000
+_LIMIT = 100
+
+
+class Jobs:
+    """A part of the service: a method for each of these commands."""
+
+    def __init__(
+        self, node: Node, executor: Executor, past: History, execution: Execution, config: Callable[[], Config]
+    ) -> None:
+        self._node = node
+        self._executor = executor
+        self._history = past
+        self._execution = execution
+        self._config = config
+
+    async def do_list_jobs(self, session: Session, peer: str | None = None) -> Answer:
+        """What runs on the peers, and the detached jobs whose output is kept."""
+        jobs: list[Job] = []
+        if peer in (None, self._node.peer_id):
+            jobs += self._executor.jobs(MAX_JOBS)
+        answers: Sequence[list[Job] | PeerdError] = ()
+        if peer is None:
+            answers = await _each(self._others, self._list)
+        elif peer != self._node.peer_id:
+            answers = [await self._list(await self._node.resolve(peer))]
+        for answer in answers:
+            if isinstance(answer, PeerdError):
+                session.say(answer.sentence)
+            else:
+                jobs += answer
+        return Answer([record(job) for job in sorted(jobs, key=lambda job: job.started_usec)])
+
+    async def do_get_job(self, session: Session, job: str, peer: str | None = None) -> Answer:
+        """One job."""
+        return Answer(record(await self._ask(session, job, peer, "getJob")))
+
+    async def do_wait_job(self, session: Session, job: str, peer: str | None = None) -> Answer:
+        """Wait for the end of a job."""
+        ended = await self._ask(session, job, peer, "waitJob")
+        assert ended.result is not None
+        return Answer(record(ended), error=ended.result.error, status=ended.result.exit_status)
+
+    async def do_cancel_job(self, session: Session, job: str, peer: str | None = None) -> Answer:
+        """Stop a job and all that it started."""
+        ended = await self._ask(session, job, peer, "cancelJob")
+        assert ended.result is not None
+        return Answer(text=f"{job} on {ended.peer} ended: {ended.result.outcome}, all that it started is gone")
+
+    async def do_attach_job(self, session: Session, job: str, peer: str | None = None) -> Answer:
+        """All output of a detached job from its beginning, then live."""
+        where = await self._locate(job, peer)
+        offsets = session.resume.offsets if session.resume else dict.fromkeys(STREAMS, 0)
+        known = await self._ask(session, job, where, "getJob")
+        if not known.detached:
+            raise PeerdError(Code.NOT_DETACHED, exec_id=job)
+        session.running(job, 1)
+        result = await self.hear(where, job, session, offsets, session.resume is not None)
+        if result is None:
+            session.say(f"Left {job} running on {where}; to hear of it again: d attachJob --job {job}")
+            return Answer(record=record(known), status=EXIT_CANCELLED)
+        if result.dropped:
+            session.say(f"{result.dropped} bytes of output were not kept: there was no room (job-output-limit)")
+        return Answer(error=result.error, status=result.exit_status, record=record(replace(known, result=result)))
+
+    async def hear(
+        self, peer: str, job: str, session: Session, offsets: Offsets, begun: bool, patience: float | None = None
+    ) -> ExecResult | None:
+        """Pass on the output of a detached job, from these offsets on, until its result.
+
+        :param begun: whether the caller heard of it before
+        :param patience: seconds to try to get back to it after the connection broke, reattach-timeout if not given
+        :returns: the result, or None where the caller has heard enough
+        :raises PeerdError: why nothing can be heard of it
+        """
+        if peer == self._node.peer_id:
+            return await self._executor.attend(job, session, offsets)
+        other = await self._execution.remote(peer, job, session, begun, patience)
+        result = await _unless_cancelled(session, other.attach(offsets, begun))
+        self._learn(job, result)
+        return result
+
+    async def do_history(
+        self,
+        session: Session,
+        peer: str | None = None,
+        outcome: str | None = None,
+        since: float = 0.0,
+        limit: int = _LIMIT,
+    ) -> Answer:
+        """What ran here and what was asked from here."""
+        await self._refresh()
+        found = self._history.find(
+            None, peer, outcome, round(since * _USEC), limit=min(limit, self._config().history_limit)
+        )
+        return Answer([{"side": entry.side, **record(entry.job)} for entry in found])
+
+    async def _refresh(self) -> None:
+        """Ask after detached jobs of whose end nothing is known here."""
+
+        async def ask(entry: Entry) -> None:
+            with contextlib.suppress(PeerdError):
+                self._learn(entry.job.exec_id, (await self.request("getJob", entry.job.exec_id, entry.peer)).result)
+
+        entries = self._history.find(history.ASKED, outcome="", detached=True, limit=_AT_ONCE)
+        await asyncio.gather(*(ask(entry) for entry in entries))
+
+    @property
+    def _others(self) -> list[Peer]:
+        """The other peers that are online."""
+        return [peer for peer in self._node.book.all() if peer.is_online and peer.peer_id != self._node.peer_id]
+
+    def _learn(self, exec_id: str, result: ExecResult | None) -> None:
+        """Complete what the history says of a job that was asked from here."""
+        entry = self._history.get(history.ASKED, exec_id)
+        if result and entry and entry.job.result is None:
+            self._history.put(history.ASKED, entry.peer, replace(entry.job, result=result))
+
+    async def _locate(self, job: str, peer: str | None) -> str:
+        """The id of the peer where a job runs or ran.
+
+        :raises PeerdError: NO_SUCH_JOB
+        """
+        if peer:
+            return peer
+        try:
+            self._executor.job(job)
+        except PeerdError:
+            pass
+        else:
+            return self._node.peer_id
+        if entry := self._history.get(history.ASKED, job):
+            return entry.peer
+
+        async def ask(other: Peer) -> str:
+            await self.request("getJob", job, other.peer_id)
+            return other.peer_id
+
+        answers = await _each(self._others, ask)
+        found = next((answer for answer in answers if isinstance(answer, str)), None)
+        if found is None:
+            raise PeerdError(Code.NO_SUCH_JOB, exec_id=job)
+        return found
+
+    async def _ask(self, session: Session, job: str, peer: str | None, type_: str) -> Job:
+        """Do what a message says with a job, wherever it runs.
+
+        :raises PeerdError: NO_SUCH_JOB; CANCELLED where the caller has waited enough
+        """
+        answer = await _unless_cancelled(session, self.request(type_, job, await self._locate(job, peer)))
+        if answer is None:
+            raise PeerdError(Code.NOT_WAITED, exec_id=job)
+        self._learn(answer.exec_id, answer.result)
+        return answer
+
+    async def request(self, type_: str, job: str, peer: str) -> Job:
+        """Do what a message (getJob, waitJob, cancelJob) says with a job of a peer.
+
+        :raises PeerdError: NO_SUCH_JOB, or why the peer cannot be asked
+        """
+        if peer == self._node.peer_id:
+            return await answer(self._executor, type_, job)
+        target = await self._node.resolve(peer)
+        limit = self._config().connect_timeout if type_ == "getJob" else None
+        broken: float | None = None
+        begun = False
+        while True:
+            try:
+                async with self._node.pool.borrow(target.ip_address) as link, asyncio.timeout(limit):
+                    begun, broken = True, None
+                    await link.send(type_, {"execId": job})
+                    return Job.from_wire((await link.expect("reply")).fields.get("job"))
+            except OSError as error:
+                # A wait goes on where peerd was restarted at the other end.
+                broken = broken or time.monotonic()
+                if limit or not begun or time.monotonic() - broken > self._config().reattach_timeout:
+                    raise remote.connect_failed(target, error) from None
+            await asyncio.sleep(_RETRY_DELAY)
+
+    async def _list(self, peer: Peer) -> list[Job]:
+        try:
+            async with self._node.pool.borrow(peer.ip_address) as link, asyncio.timeout(self._config().connect_timeout):
+                await link.send("listJobs")
+                return await _receive(link)
+        except OSError as error:
+            raise remote.connect_failed(peer, error) from None
+
+
+async def answer(executor: Executor, type_: str, exec_id: str) -> Job:
+    """Do what a message says with a job of this machine.
+
+    :raises PeerdError: NO_SUCH_JOB
+    """
+    if type_ == "waitJob":
+        return await executor.wait(exec_id)
+    if type_ == "cancelJob":
+        return await executor.cancel(exec_id)
+    return executor.job(exec_id)
+
+
+async def _receive(link: Connection) -> list[Job]:
+    """The jobs of another machine: how many there are, then their entries."""
+    count = take((await link.expect("reply")).fields, "count", lambda value: validate.integer(value, 0, MAX_JOBS))
+    jobs: list[Job] = []
+    while len(jobs) < count:
+        listed = (await link.expect("jobs")).fields.get("jobs")
+        if not isinstance(listed, list) or not listed:
+            raise PeerdError(Code.BAD_MESSAGE, reason="jobs must be a list of jobs")
+        jobs += [Job.from_wire(entry) for entry in listed]
+    return jobs
+
+
+async def tell(link: Connection, jobs: Sequence[Job]) -> None:
+    """Send jobs as :func:`_receive` takes them."""
+    await link.send("reply", {"count": len(jobs)})
+    for start in range(0, len(jobs), _PER_FRAME):
+        await link.send("jobs", {"jobs": [job.shortened().to_wire() for job in jobs[start : start + _PER_FRAME]]})
+
+
+async def _each(peers: Iterable[Peer], ask: Callable[[Peer], Awaitable[T]]) -> list[T | PeerdError]:
+    """What each of these peers answers, or why it does not; some at a time."""
+    turn = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(peer: Peer) -> T | PeerdError:
+        async with turn:
+            try:
+                return await ask(peer)
+            except PeerdError as error:
+                return error
+
+    return await asyncio.gather(*(one(peer) for peer in peers))
+
+
+async def _unless_cancelled(session: Session, work: Coroutine[Any, Any, T]) -> T | None:
+    """The result of this work; None where the caller took it back before."""
+    working = asyncio.create_task(work)
+    waits = [asyncio.create_task(event.wait()) for event in (session.cancel, session.gone)]
+    try:
+        await asyncio.wait((working, *waits), return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        for task in (working, *waits):
+            task.cancel()
+        await asyncio.wait((working, *waits))

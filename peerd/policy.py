@@ -1,0 +1,299 @@
+"""Who may do what here: the policy of peerd.conf(5), and the functions that decide by it. Pure code.
+
+A policy is a list of rules, each of which allows something; what no rule allows is denied. Without a rule registered
+peers may do everything.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+from peerd import validate
+
+ANYBODY = "*"
+GROUP_MARK = "@"
+FURTHER_ARGUMENTS = "..."
+"""The last word of a program's pattern: any further arguments, or none."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a peer wants to run here.
+
+    :ivar directory: with all symbolic links resolved
+    :ivar action: "pull" or "build" where it is this machine's own command that is asked for, else ""
+    :ivar variables: the names of the variables that the caller sets
+    :ivar timeout: the seconds that the caller asks for, or None where it names none
+    """
+
+    peer: str
+    user: str = "root"
+    directory: str = "/"
+    shell_cmd: str = ""
+    argv: tuple[str, ...] = ()
+    action: str = ""
+    variables: tuple[str, ...] = ()
+    timeout: float | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The answer.
+
+    :ivar rule: the rule that allows it, or ""
+    :ivar reason: a sentence for the administrator of this machine, and for nobody else
+    :ivar max_timeout: the most seconds that it may run by that rule, or None
+    :ivar resolved: whether it was allowed for its directory, which then must be entered under that very path
+    """
+
+    allowed: bool
+    reason: str
+    rule: str = ""
+    max_timeout: float | None = None
+    resolved: bool = False
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One ``[allow NAME]`` section; a criterion that is None is met by everything."""
+
+    name: str
+    peers: tuple[str, ...]
+    users: tuple[str, ...] | None = None
+    directories: tuple[str, ...] | None = None
+    shell_commands: tuple[str, ...] | None = None
+    programs: tuple[tuple[str, ...], ...] | None = None
+    actions: tuple[str, ...] | None = None
+    variables: tuple[str, ...] | None = None
+    max_timeout: float | None = None
+
+    @property
+    def names_commands(self) -> bool:
+        """Whether it allows certain commands only."""
+        return not (self.shell_commands is None and self.programs is None and self.actions is None)
+
+    @property
+    def unlimited(self) -> bool:
+        """Whether it allows its peers everything."""
+        return self == Rule(self.name, self.peers)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """All that was configured.
+
+    :ivar accept: whether peers may run anything here at all
+    :ivar registry_admins: who may change this leader's registry from another machine
+    """
+
+    accept: bool = True
+    registry_admins: tuple[str, ...] = (ANYBODY,)
+    rules: tuple[Rule, ...] = ()
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def names_directories(self) -> bool:
+        """Whether a decision can depend on a directory."""
+        return any(rule.directories is not None for rule in self.rules)
+
+    def with_directories(self, resolve: Callable[[str], str]) -> Policy:
+        """The same with every directory resolved."""
+        return replace(
+            self,
+            rules=tuple(
+                rule if rule.directories is None else replace(rule, directories=tuple(map(resolve, rule.directories)))
+                for rule in self.rules
+            ),
+        )
+
+    def includes(self, peers: Iterable[str], peer: str) -> bool:
+        """Whether a list of ids, groups and ``*`` has this peer in it."""
+        return any(
+            word in (ANYBODY, peer) or (word.startswith(GROUP_MARK) and peer in self.groups[word[1:]]) for word in peers
+        )
+
+
+def decide(policy: Policy, question: Question) -> Decision:
+    """Whether a peer may run a command here, and why."""
+    if not policy.accept:
+        return Decision(False, "accept-exec is no")
+    if not policy.rules:
+        return Decision(True, "no rule limits registered peers")
+    objections = []
+    for rule in policy.rules:
+        objection = _objection(policy, rule, question)
+        if not objection:
+            reason = f"allowed by [allow {rule.name}]"
+            return Decision(True, reason, rule.name, rule.max_timeout, rule.directories is not None)
+        objections.append(f"[allow {rule.name}]: {objection}")
+    return Decision(False, "; ".join(objections))
+
+
+def decide_job(policy: Policy, peer: str, owner: str) -> Decision:
+    """Whether a peer may see, stop or listen to a command that runs or ran here.
+
+    :param owner: the id of the peer that asked for it
+    """
+    if not policy.accept:
+        return Decision(False, "accept-exec is no")
+    if not policy.rules:
+        return Decision(True, "no rule limits registered peers")
+    if peer == owner:
+        return Decision(True, "it is its own command")
+    for rule in policy.rules:
+        if rule.unlimited and policy.includes(rule.peers, peer):
+            return Decision(True, f"[allow {rule.name}] allows it everything", rule.name)
+    return Decision(False, f"it is the command of {owner}, and no rule allows {peer} everything")
+
+
+def decide_registry(policy: Policy, peer: str) -> Decision:
+    """Whether a peer may delete, approve or reject peers in this leader's registry."""
+    if policy.includes(policy.registry_admins, peer):
+        return Decision(True, "it is among registry-admins")
+    return Decision(False, f"{peer} is not among registry-admins")
+
+
+def _objection(policy: Policy, rule: Rule, question: Question) -> str:
+    """Which criterion of a rule a question does not meet, or ""."""
+    if not policy.includes(rule.peers, question.peer):
+        return f"{question.peer} is not among peers"
+    if rule.users is not None and question.user not in rule.users and ANYBODY not in rule.users:
+        return f"{question.user} is not among users"
+    if rule.directories is not None and not any(_below(question.directory, top) for top in rule.directories):
+        return f"{validate.shown(question.directory)} is not below directories"
+    if rule.names_commands and (objection := _command_objection(rule, question)):
+        return objection
+    allowed = () if rule.variables is None and rule.names_commands else rule.variables
+    if allowed is not None:
+        for name in question.variables:
+            if not any(fnmatchcase(name, pattern) for pattern in allowed):
+                return f"{name} is not among variables"
+    if rule.max_timeout is not None and (question.timeout or 0) > rule.max_timeout:
+        return f"{question.timeout:g} s is more than max-timeout"
+    return ""
+
+
+def _below(directory: str, top: str) -> bool:
+    return directory == top or directory.startswith(f"{top.rstrip('/')}/")
+
+
+def _command_objection(rule: Rule, question: Question) -> str:
+    if question.action:
+        return "" if question.action in (rule.actions or ()) else f"{question.action} is not among actions"
+    if question.argv:
+        found = any(_same_words(question.argv, pattern) for pattern in rule.programs or ())
+        return "" if found else "the program and its arguments are not among programs"
+    found = any(fnmatchcase(question.shell_cmd, pattern) for pattern in rule.shell_commands or ())
+    return "" if found else "the command is not among shell-commands"
+
+
+def _same_words(argv: Sequence[str], pattern: Sequence[str]) -> bool:
+    if pattern[-1] == FURTHER_ARGUMENTS:
+        pattern = pattern[:-1]
+        argv = argv[: len(pattern)]
+    return len(argv) == len(pattern) and all(map(fnmatchcase, argv, pattern))
+
+
+# --- how it is written in peerd.conf(5)
+
+
+def peers(text: str) -> tuple[str, ...]:
+    """A list of peer ids, of groups with an @ before their name, and of ``*`` for every registered peer."""
+    for word in text.split():
+        if word != ANYBODY:
+            validate.peer_id(word.removeprefix(GROUP_MARK))
+    return tuple(text.split())
+
+
+def _some(parse: Callable[[str], tuple[Any, ...]]) -> Callable[[str], tuple[Any, ...]]:
+    def parse_some(text: str) -> tuple[Any, ...]:
+        if not (values := parse(text)):
+            raise ValueError("must not be empty")
+        return values
+
+    return parse_some
+
+
+def _members(text: str) -> tuple[str, ...]:
+    return tuple(validate.peer_id(word) for word in text.split())
+
+
+def _users(text: str) -> tuple[str, ...]:
+    return tuple(word if word == ANYBODY else validate.user(word) for word in text.split())
+
+
+def _lines(text: str) -> tuple[str, ...]:
+    return tuple(stripped for line in text.splitlines() if (stripped := line.strip()))
+
+
+def _directories(text: str) -> tuple[str, ...]:
+    return tuple(validate.directory(line) for line in _lines(text))
+
+
+def _programs(text: str) -> tuple[tuple[str, ...], ...]:
+    found = tuple(tuple(shlex.split(line)) for line in _lines(text))
+    for words in found:
+        if words[0] in ("", FURTHER_ARGUMENTS) or FURTHER_ARGUMENTS in words[:-1]:
+            raise ValueError(f"not a program and its arguments: {validate.shown(shlex.join(words))}")
+    return found
+
+
+def _actions(text: str) -> tuple[str, ...]:
+    for word in text.split():
+        if word not in ("pull", "build"):
+            raise ValueError(f"neither pull nor build: {validate.shown(word)}")
+    return tuple(text.split())
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One setting of an ``[allow NAME]`` section."""
+
+    name: str
+    parse: Callable[[str], Any]
+
+
+CRITERIA: tuple[Criterion, ...] = (
+    Criterion("peers", _some(peers)),
+    Criterion("users", _some(_users)),
+    Criterion("directories", _some(_directories)),
+    Criterion("shell-commands", _some(_lines)),
+    Criterion("programs", _some(_programs)),
+    Criterion("actions", _some(_actions)),
+    Criterion("variables", _words),
+    Criterion("max-timeout", validate.seconds),
+)
+KINDS: Mapping[str, Mapping[str, Callable[[str], Any]]] = {
+    "allow": {criterion.name: criterion.parse for criterion in CRITERIA},
+    "group": {"peers": _some(_members)},
+}
+"""The sections of a policy by the first word of their names, with their settings."""
+
+
+def build(sections: Mapping[str, Mapping[str, Any]], accept: bool, registry_admins: tuple[str, ...]) -> Policy:
+    """The policy of these sections, whose names and values were checked by :data:`KINDS`.
+
+    :raises ValueError: for a section without peers, and for a group that does not exist
+    """
+    for section, values in sections.items():
+        if "peers" not in values:
+            raise ValueError(f"[{section}]: peers is missing")
+    groups = {name.split()[1]: values["peers"] for name, values in sections.items() if name.startswith("group ")}
+    rules = tuple(
+        Rule(name.split()[1], **{key.replace("-", "_"): value for key, value in values.items()})
+        for name, values in sections.items()
+        if name.startswith("allow ")
+    )
+    for words in (registry_admins, *(rule.peers for rule in rules)):
+        for word in words:
+            if word.startswith(GROUP_MARK) and word[1:] not in groups:
+                raise ValueError(f"there is no [group {word[1:]}]")
+    return Policy(accept, registry_admins, rules, groups)

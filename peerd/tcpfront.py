@@ -1,0 +1,218 @@
+"""The TCP socket: what the messages of other peers mean, and who may send them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Mapping
+
+from peerd import guard, jobs, messages, network, policy, validate
+from peerd.config import Config, Mode
+from peerd.connection import Connection
+from peerd.errors import Code, PeerdError
+from peerd.executor import Executor
+from peerd.fronts import Conversation, Front
+from peerd.journal import Event, log
+from peerd.messages import ExecRequest, ExecResult, Offsets, Registration, RegistryAction, take, take_optional
+from peerd.node import Node
+from peerd.peers import Peer
+from peerd.protocol import Frame
+from peerd.session import Caller, Session
+
+_IDLE_LIMIT = 300.0
+_STRANGER_LIMIT = 10.0
+"""Seconds for a connection to say something that only a peer may."""
+_OF_A_STRANGER = 16
+
+
+class TcpFront(Front):
+    """Serves other peers. A peer is the address that its connection comes from, through the VPN's interface."""
+
+    def __init__(self, node: Node, executor: Executor, config: Callable[[], Config]) -> None:
+        super().__init__(node, config)
+        self._executor = executor
+        self._of: Counter[str] = Counter()
+
+    def who(self, link: Connection) -> str:
+        """The address of the other end."""
+        return link.address
+
+    async def _serve(self, link: Connection, who: str) -> None:
+        refusal = self._refusal(link, who)
+        # Elsewhere than on a leader that takes new peers, a stranger does not even hear that somebody is there.
+        if not (refusal or self._takes_registrations()):
+            refusal = await self._stranger(who)
+        if refusal:
+            self._drop(link, who, refusal)
+            return
+        self._of[who] += 1
+        try:
+            if self._of[who] > self._share(who):
+                raise PeerdError(Code.BUSY, reason="too many connections of one peer (half of max-connections)")
+            await self._converse(link, who)
+        finally:
+            self._of[who] -= 1
+            if not self._of[who]:
+                del self._of[who]
+
+    def _share(self, who: str) -> int:
+        """How many connections one address may have, so that nobody is kept out by one peer or some strangers."""
+        most = self._config().max_connections
+        return max(1, most // 2 if self._node.book.by_address(who) else min(_OF_A_STRANGER, most // 2))
+
+    async def _converse(self, link: Connection, who: str) -> None:
+        network.tune(link.socket)
+        await self._greet(link)
+        registered, genuine = "", False
+        try:
+            while True:
+                async with asyncio.timeout(None if registered else _IDLE_LIMIT if genuine else _STRANGER_LIMIT):
+                    frame = await link.receive()
+                if frame is None:
+                    return
+                if frame.type == "registerPeer":
+                    try:
+                        registered = await self._register(link, who, frame)
+                    except PeerdError as error:
+                        await link.send("error", error.to_wire())
+                    continue
+                if refusal := await self._stranger(who, genuine):
+                    self._drop(link, who, refusal)
+                    return
+                genuine = True
+                if frame.type == "heartbeat" and registered and self._node.hub:
+                    self._node.hub.heard(link, registered)
+                else:
+                    await self._answer(link, lambda frame: self._handle(link, who, frame), frame)
+        finally:
+            if registered and self._node.hub:
+                self._node.hub.left(link, registered)
+
+    def _refusal(self, link: Connection, who: str) -> str:
+        if not network.came_through(link.socket, self._config().vpn_interface):
+            return "not through the VPN"
+        if network.is_own_address(who):
+            return "from this machine itself"
+        return "" if link.port < network.RESERVED_BELOW else "from a port that any user can have"
+
+    def _takes_registrations(self) -> bool:
+        return self._node.hub is not None and self._config().registration is not Mode.CLOSED
+
+    async def _stranger(self, who: str, genuine: bool = False) -> str:
+        """Why an address has nothing to say here, or "".
+
+        :param genuine: whether the key behind it was looked at before
+        """
+        try:
+            peer = await self._node.identify(who)
+        except PeerdError:
+            return "not a registered peer"
+        if self._node.hub and not genuine and not await self._node.hub.genuine(peer):
+            return "its WireGuard key is not the one that it registered with"
+        return ""
+
+    def _drop(self, link: Connection, who: str, refusal: str) -> None:
+        log(Event.CONNECTION_REFUSED, f"Connection from {who} refused: {refusal}", address=who)
+        link.abort()
+
+    async def _register(self, link: Connection, address: str, frame: Frame) -> str:
+        if self._node.hub is None:
+            raise PeerdError(Code.NOT_LEADER, address=self._node.address or self._node.peer_id)
+        return (await self._node.hub.register(link, address, Registration.from_wire(frame.fields))).peer_id
+
+    async def _handle(self, link: Connection, address: str, frame: Frame) -> None:
+        peer = await self._node.identify(address)
+        match frame.type:
+            case "execRequest":
+                await self._execute(link, peer, ExecRequest.from_wire(frame.fields))
+            case "attachJob":
+                await self._attach(link, peer, frame.fields)
+            case "getJob" | "waitJob" | "cancelJob":
+                await self._job(link, peer, frame.type, frame.fields)
+            case "listJobs":
+                rules, every = self._config().policy, self._executor.jobs(jobs.MAX_JOBS)
+                await jobs.tell(
+                    link, [job for job in every if policy.decide_job(rules, peer.peer_id, job.caller).allowed]
+                )
+            case "getPeerInfo":
+                await link.send("reply", self._find(frame.fields).to_wire())
+            case "listPeers" if self._node.hub:
+                self._node.hub.tell_all(link)
+            case "deletePeer" | "approvePeer" | "rejectPeer" if self._node.hub:
+                await self._change_registry(RegistryAction(frame.type), peer, frame.fields)
+                await link.send("reply")
+            case _:
+                raise PeerdError(Code.UNKNOWN_MESSAGE, name=frame.type)
+
+    async def _change_registry(self, action: RegistryAction, peer: Peer, fields: Mapping[str, object]) -> None:
+        wanted = take(fields, "peer", validate.peer_id)
+        address = take_optional(fields, "address", validate.address)
+        guard.consent(self._config().policy, action, wanted, peer.peer_id)
+        await self._node.change_registry(action, wanted, address, peer.peer_id)
+
+    def _find(self, fields: Mapping[str, object]) -> Peer:
+        if "address" in fields:
+            wanted = take(fields, "address", validate.address)
+            found = self._node.book.by_address(wanted)
+        else:
+            wanted = take(fields, "peer", validate.peer_id)
+            found = self._node.book.by_id(wanted)
+        if found is None:
+            raise PeerdError(Code.PEER_NOT_FOUND, peer=wanted)
+        return found
+
+    async def _execute(self, link: Connection, peer: Peer, request: ExecRequest) -> None:
+        caller = Caller(peer.peer_id)
+        try:
+            if request.detach:
+                result = await self._executor.detach(request, caller)
+                if result.error is None:
+                    await link.send("started")
+                    return
+                raise result.error
+            await self._executor.launch(request, caller)
+        except PeerdError as error:
+            await link.send("result", ExecResult.failure(error).to_wire())
+            return
+        await self._attend(link, caller, request.exec_id, dict.fromkeys(messages.STREAMS, 0))
+
+    async def _attach(self, link: Connection, peer: Peer, fields: Mapping[str, object]) -> None:
+        exec_id = self._allowed(peer, fields)
+        await self._attend(link, Caller(peer.peer_id), exec_id, messages.take_offsets(fields))
+
+    async def _attend(self, link: Connection, caller: Caller, exec_id: str, offsets: Offsets) -> None:
+        async with Conversation(link) as talk:
+            session = Session(caller, talk.sink(), talk.cancel, talk.gone, lambda line: None, talk.stdin, talk.delivery)
+            result = await self._executor.attend(exec_id, session, offsets)
+            if result is None:
+                raise ConnectionError("the caller has heard enough")
+            if link.resumable:
+                await link.send("result", result.to_wire())
+                if not await talk.heard():
+                    raise ConnectionError("the caller is gone")
+        if not link.resumable:
+            await link.send("result", result.to_wire())
+        self._executor.delivered(exec_id)
+
+    def _allowed(self, peer: Peer, fields: Mapping[str, object]) -> str:
+        """The id of the command that a message is about, if that is its sender's to deal with."""
+        exec_id = take(fields, "execId", validate.exec_id)
+        guard.attend(self._config().policy, self._executor.job(exec_id), peer.peer_id, self._node.peer_id)
+        return exec_id
+
+    async def _job(self, link: Connection, peer: Peer, type_: str, fields: Mapping[str, object]) -> None:
+        exec_id = self._allowed(peer, fields)
+        async with Conversation(link) as talk:
+            work = asyncio.create_task(jobs.answer(self._executor, type_, exec_id))
+            gone = asyncio.create_task(talk.gone.wait())
+            try:
+                await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+                if gone.done():
+                    raise ConnectionError("the caller is gone")
+                job = work.result()
+            finally:
+                work.cancel()
+                gone.cancel()
+                await asyncio.wait((work, gone))
+        # Only now: what comes after the answer is the next request, and not said during this one.
+        await link.send("reply", {"job": job.to_wire()})

@@ -1,0 +1,74 @@
+"""The commands that say who is a peer and what it may do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from peerd import guard
+from peerd.answer import Answer
+from peerd.config import Config
+from peerd.errors import EXIT_FAILURE, Code, PeerdError
+from peerd.messages import Action, RegistryAction
+from peerd.node import Node
+from peerd.policy import Question
+from peerd.session import Session
+
+
+class Trust:
+    """A part of the service: a method for each of these commands."""
+
+    def __init__(self, node: Node, config: Callable[[], Config]) -> None:
+        self._node = node
+        self._config = config
+
+    async def do_delete_peer(self, session: Session, peer: str, address: str | None = None) -> Answer:
+        """Delete a peer from the registry."""
+        return await self._change(session, RegistryAction.DELETE, peer, address, "Deleted")
+
+    async def do_approve_peer(self, session: Session, peer: str, address: str | None = None) -> Answer:
+        """Make a peer of a registration that waits or was refused."""
+        return await self._change(session, RegistryAction.APPROVE, peer, address, "Approved")
+
+    async def do_reject_peer(self, session: Session, peer: str, address: str | None = None) -> Answer:
+        """Keep a peer or a registration out until it is approved or deleted."""
+        return await self._change(session, RegistryAction.REJECT, peer, address, "Rejected")
+
+    async def do_check_policy(
+        self,
+        session: Session,
+        peer: str,
+        directory: str = "",
+        user: str = "root",
+        shell_cmd: str = "",
+        action: str = "",
+        env: Sequence[tuple[str, str]] = (),
+        timeout: float | None = None,
+        argv: Sequence[str] = (),
+    ) -> Answer:
+        """Whether a peer may run a command on this machine, and why."""
+        if [bool(shell_cmd), bool(argv), bool(action)].count(True) != 1:
+            raise PeerdError(Code.USAGE, reason="One of --shellCmd, --action and a program after -- is needed")
+        if bool(directory) == bool(action):
+            raise PeerdError(Code.USAGE, reason="--directory goes with a command, and is needed there")
+        config = self._config()
+        place = directory or (config.repository if action == Action.PULL else config.build_path)
+        variables = tuple(name for name, _ in env)
+        question = Question(peer, user, place, shell_cmd, tuple(argv), action, variables, timeout)
+        decision, question = await guard.judge(config.policy, question)
+        data = {
+            "allowed": decision.allowed,
+            "rule": decision.rule or None,
+            "reason": decision.reason,
+            "peer": peer,
+            "registered": self._node.book.by_id(peer) is not None,
+            "user": user,
+            "directory": question.directory,
+            "max_timeout": min(config.max_timeout, decision.max_timeout or config.max_timeout),
+        }
+        return Answer(data, status=0 if decision.allowed else EXIT_FAILURE)
+
+    async def _change(
+        self, session: Session, action: RegistryAction, peer: str, address: str | None, done: str
+    ) -> Answer:
+        await self._node.change_registry(action, peer, address, str(session.caller))
+        return Answer(text=f"{done} peer: {peer}")

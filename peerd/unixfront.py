@@ -1,0 +1,191 @@
+"""The unix socket: what the messages of ``d`` and of other local programs mean."""
+
+from __future__ import annotations
+
+import asyncio
+import pwd
+import socket
+import struct
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from peerd import cli, messages, validate
+from peerd.answer import Answer
+from peerd.commands import BY_NAME
+from peerd.config import Config
+from peerd.connection import Connection
+from peerd.errors import Code, PeerdError
+from peerd.fronts import Conversation, FrameSink, Front
+from peerd.messages import take, take_optional
+from peerd.node import Node
+from peerd.protocol import Frame
+from peerd.render import error_fields, render
+from peerd.service import Service
+from peerd.session import Caller, ConfirmingSink, Resume, Session
+
+_MAX_ARGUMENTS = 4096
+_UCRED = struct.Struct("3i")
+
+
+class UnixFront(Front):
+    """Serves local callers: ``d``, by its arguments, and programs, by command and parameters."""
+
+    def __init__(self, node: Node, service: Service, config: Callable[[], Config]) -> None:
+        super().__init__(node, config)
+        self._service = service
+
+    def who(self, link: Connection) -> str:
+        """The user at the other end."""
+        _, uid, _ = _UCRED.unpack(link.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        try:
+            return pwd.getpwuid(uid).pw_name
+        except KeyError:
+            return f"uid {uid}"
+
+    async def _serve(self, link: Connection, who: str) -> None:
+        await self._greet(link)
+        while True:
+            frame = await link.receive()
+            if frame is None:
+                return
+            await self._answer(link, lambda frame: self._handle(link, who, frame), frame)
+
+    async def _handle(self, link: Connection, who: str, frame: Frame) -> None:
+        match frame.type:
+            case "invoke":
+                await self._invoke(link, who, frame.fields)
+            case "call":
+                await self._call(link, who, frame.fields)
+            case _:
+                raise PeerdError(Code.UNKNOWN_MESSAGE, name=frame.type)
+
+    async def _invoke(self, link: Connection, who: str, fields: Mapping[str, object]) -> None:
+        """A command line of ``d``: answered with what to print and the exit status."""
+        argv = take(fields, "argv", _arguments)
+        terminal = take(fields, "terminal", validate.boolean, False)
+        width = take(fields, "width", lambda value: validate.integer(value, 20, 1000), 80)
+        parsed = cli.parse(argv, width, sorted({self._node.peer_id, *self._node.book.ids()}))
+        if isinstance(parsed, cli.Reply):
+            await _print(link, "stdout", parsed.stdout)
+            await _print(link, "stderr", parsed.stderr)
+            await link.send("exit", {"status": parsed.status})
+            return
+
+        command = BY_NAME[parsed.command]
+        collects = parsed.json and command.record and not parsed.params.get("detach")
+        if collects:
+            # The client holds the output until the record is complete: it may be more than a daemon should.
+            await link.send("collect", {"events": parsed.stream})
+        resume = take_optional(fields, "resume", _resume)
+        async with Conversation(link) as talk:
+            answer = await self._run(link, who, parsed.command, parsed.params, talk, resume)
+        if collects:
+            await link.send("exit", {"status": answer.status, "record": answer.record or _failure(answer)})
+            return
+        data = answer.record or _failure(answer) if parsed.json and command.record else answer.data
+        if data is not None:
+            await _print(link, "stdout", render(command, data, parsed.json or not terminal))
+        elif answer.text:
+            await _print(link, "stdout", f"{answer.text}\n")
+        await _print(link, "stderr", answer.error.text if answer.error else "")
+        await link.send("exit", {"status": answer.status})
+
+    async def _call(self, link: Connection, who: str, fields: Mapping[str, object]) -> None:
+        """A command by name and parameters: answered with its data."""
+        name = take(fields, "command", _command)
+        params = _parameters(name, fields.get("params"))
+        async with Conversation(link) as talk:
+            answer = await self._run(link, who, name, params, talk, confirming=True)
+        reply = {"data": answer.data, "text": answer.text, "status": answer.status, "record": answer.record}
+        if answer.error:
+            reply["error"] = answer.error.to_wire()
+        await link.send("reply", reply)
+
+    async def _run(
+        self,
+        link: Connection,
+        who: str,
+        name: str,
+        params: Mapping[str, Any],
+        talk: Conversation,
+        resume: Resume | None = None,
+        confirming: bool = False,
+    ) -> Answer:
+        def say(line: str) -> None:
+            link.post("output", {"stream": "stderr", "by": "peerd"}, f"{line}\n".encode())
+
+        def running(exec_id: str, step: int) -> None:
+            talk.exec_id = exec_id
+            at = resume.offsets if resume and resume.step == step else dict.fromkeys(messages.STREAMS, 0)
+            talk.delivery.confirm(at)
+            link.post("running", {"execId": exec_id, "step": step})
+
+        async def leave_with_caller() -> None:
+            # The end of a local connection is the end of its program, which wants no more of what it asked for.
+            await talk.gone.wait()
+            talk.cancel.set()
+
+        sink = ConfirmingSink(FrameSink(link), talk.delivery) if confirming else talk.sink()
+        caller = Caller(self._node.peer_id, who)
+        session = Session(caller, sink, talk.cancel, talk.gone, say, talk.stdin, talk.delivery, running, resume)
+        link.post("running", {"execId": resume.exec_id if resume else "", "step": resume.step if resume else 1})
+        leaving = asyncio.create_task(leave_with_caller())
+        try:
+            return await self._service.call(name, params, session)
+        except PeerdError as error:
+            return Answer(error=error, status=error.kind.exit_status)
+        finally:
+            leaving.cancel()
+
+
+def _failure(answer: Answer) -> dict[str, object]:
+    assert answer.error is not None
+    return {
+        "outcome": answer.error.kind.outcome.value,
+        "exit_status": answer.status,
+        "error": error_fields(answer.error),
+    }
+
+
+async def _print(link: Connection, stream: str, text: str) -> None:
+    data = text.encode("utf-8", "backslashreplace")
+    for start in range(0, len(data), messages.MAX_OUTPUT):
+        await link.send("output", {"stream": stream, "by": "peerd"}, data[start : start + messages.MAX_OUTPUT])
+
+
+def _resume(value: object) -> Resume:
+    fields = value if isinstance(value, dict) else {}
+    step = take(fields, "step", lambda step: validate.integer(step, 1, 100))
+    return Resume(take(fields, "execId", validate.exec_id), step, messages.take_offsets(fields))
+
+
+def _arguments(value: object) -> list[str]:
+    if not isinstance(value, list) or len(value) > _MAX_ARGUMENTS:
+        raise ValueError(f"must be a list of at most {_MAX_ARGUMENTS} strings")
+    return [validate.string(item, "argument", validate.MAX_COMMAND) for item in value]
+
+
+def _command(value: object) -> str:
+    command = BY_NAME.get(value) if isinstance(value, str) else None
+    if command is None or command.argument:
+        raise ValueError(f"no such command: {validate.shown(value)}")
+    return command.name
+
+
+def _parameters(name: str, given: object) -> dict[str, Any]:
+    command = BY_NAME[name]
+    options = {option.name: option for option in command.options}
+    pairs = {} if given is None else given
+    if not isinstance(pairs, dict):
+        raise PeerdError(Code.BAD_MESSAGE, reason="params must be an object")
+    unknown = [key for key in pairs if key not in options and key != command.rest]
+    missing = [key for key, option in options.items() if option.required and key not in pairs]
+    if unknown or missing:
+        raise PeerdError(Code.USAGE, reason=f"{name}: unknown {unknown}, missing {missing}")
+    checked = {}
+    for key, value in pairs.items():
+        try:
+            checked[key] = options[key].check(value) if key in options else validate.arguments(value)
+        except ValueError as error:
+            raise PeerdError(Code.USAGE, reason=f"{name}: {key}: {error}") from None
+    return checked
