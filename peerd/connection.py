@@ -74,7 +74,11 @@ class Connection:
         :raises ConnectionError: when the connection is lost
         """
         self.post(type_, fields, payload)
-        await self._writer.drain()
+        try:
+            await self._writer.drain()
+        except OSError as error:
+            # What TCP says of a machine that vanished (ETIMEDOUT, EHOSTUNREACH) is none of Python's ConnectionErrors.
+            raise ConnectionError(error.errno, error.strerror) from None
 
     async def receive(self) -> Frame | None:
         """The next frame, or None at the end of the stream.

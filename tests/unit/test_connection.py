@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
 import socket
 
 import pytest
@@ -171,6 +172,18 @@ def test_bytes_that_are_no_frame_are_malformed(garbage: bytes) -> None:
             with pytest.raises(PeerdError) as caught:
                 await far.receive()
             assert caught.value.code is Code.BAD_MESSAGE
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("number", [errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.EPIPE], ids=errno.errorcode.get)
+def test_whatever_ends_a_connection_is_a_lost_connection_to_who_sends(number: int) -> None:
+    async def main() -> None:
+        async with linked() as (near, _):
+            near._reader.set_exception(OSError(number, os.strerror(number)))
+            with pytest.raises(ConnectionError) as caught:
+                await near.send("ping")
+            assert caught.value.errno == number
 
     asyncio.run(main())
 
