@@ -25,7 +25,7 @@ LOG = logging.getLogger(__name__)
 PID = "systemctl show -P MainPID peerd"
 LEDGER = "/var/tmp/chaos"
 # Endings that leave open whether the command ran.
-OPEN = ("unreachable", "lost", "denied")
+OPEN = ("unreachable", "lost", "denied", "cancelled")
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Report:
     wrong: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        kinds = (f"{count} × {name}" for name, count in sorted(self.faults.items()))
+        kinds = (f"{count} {name}" for name, count in sorted(self.faults.items()))
         ends = (f"{count} {name}" for name, count in sorted(self.outcomes.items()))
         return (
             f"seed {self.seed}: {sum(self.outcomes.values())} commands ({', '.join(ends)}), faults: {', '.join(kinds)}"
