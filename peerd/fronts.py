@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import pwd
 import socket
-import struct
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from peerd import __version__, cli, messages, validate
+from peerd import __version__, cli, messages, network, validate
 from peerd.answer import Answer
 from peerd.commands import BY_NAME
 from peerd.config import Config
@@ -28,7 +27,6 @@ _HELLO_LIMIT = 10.0
 _MAX_ARGUMENTS = 4096
 _LATE = ("cancel", "stdin")
 """What may come just as its command ends, and then means nothing."""
-_UCRED = struct.Struct("3i")
 
 
 class FrameSink:
@@ -167,13 +165,16 @@ class UnixFront(Front):
 
     def who(self, link: Connection) -> str:
         """The user at the other end."""
-        _, uid, _ = _UCRED.unpack(link.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        options = socket.SOL_SOCKET, socket.SO_PEERCRED, network.UCRED.size
+        _, uid, _ = network.UCRED.unpack(link.socket.getsockopt(*options))
         try:
             return pwd.getpwuid(uid).pw_name
         except KeyError:
             return f"uid {uid}"
 
     async def _serve(self, link: Connection, who: str) -> None:
+        if not network.is_member(link.socket):
+            raise PeerdError(Code.DENIED, reason="only root and members of the group peerd may use d")
         await self._greet(link)
         while True:
             frame = await link.receive()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import array
 import asyncio
 import contextlib
 import errno
 import fcntl
 import ipaddress
+import os
 import random
 import socket
 import struct
@@ -25,6 +27,10 @@ _IP_PKTOPTIONS = 9
 _CMSG_HEADER = struct.Struct("@Lii")
 _IP_PKTINFO = 8
 _PKTINFO = struct.Struct("@i")
+UCRED = struct.Struct("3i")
+"""unix(7): pid, uid and gid."""
+_SO_PEERGROUPS = 59
+_MAX_GROUPS = 16384
 # rtnetlink(7): links, IPv4 addresses and IPv4 routes.
 _RTMGRP = 0x1 | 0x10 | 0x40
 _WG_TIMEOUT = 5.0
@@ -175,6 +181,22 @@ def key_of(dump: str, address: str) -> str:
                 if target in network and network.prefixlen > best:
                     best, key = network.prefixlen, columns[0]
     return key
+
+
+def is_member(connection: socket.socket) -> bool:
+    """Whether who connected to a unix socket is root, or its file's owner or in its file's group (unix(7)).
+
+    The kernel asks the same of whoever connects, as long as nobody has changed the mode of the file.
+    """
+    _, uid, gid = UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
+    groups = array.array("I")
+    with contextlib.suppress(OSError):
+        groups.frombytes(connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _MAX_GROUPS * groups.itemsize))
+    try:
+        file = os.stat(connection.getsockname())
+    except (OSError, ValueError):
+        return bool(uid == 0)
+    return bool(uid in (0, file.st_uid) or file.st_gid in (gid, *groups))
 
 
 class NetworkWatch:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from peerd import __version__
+from peerd import __version__, network
 from peerd.errors import Code, Outcome, PeerdError
 from peerd.fronts import UnixFront
 from peerd.journal import Event
@@ -68,6 +68,21 @@ async def served(
     finally:
         await node.close()
         registry.close()
+
+
+def test_who_is_not_in_the_group_is_denied_even_where_the_socket_lets_it_in(
+    tmp_path: Path, records: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network, "is_member", lambda connection: False)
+
+    async def main() -> None:
+        async with served(tmp_path) as local, dialled(local.path) as wire:
+            denied = await wire.ask("hello", {"protocol": PROTOCOL_VERSION})
+            assert (denied.type, denied.fields["code"]) == ("error", "denied")
+            await wire.end()
+            assert len(records.of(Event.PROTOCOL_ERROR)) == 1
+
+    asyncio.run(main())
 
 
 @dataclass(frozen=True)
