@@ -173,8 +173,6 @@ class UnixFront(Front):
             return f"uid {uid}"
 
     async def _serve(self, link: Connection, who: str) -> None:
-        if not network.is_member(link.socket):
-            raise PeerdError(Code.DENIED, reason="only root and members of the group peerd may use d")
         await self._greet(link)
         while True:
             frame = await link.receive()
@@ -183,6 +181,9 @@ class UnixFront(Front):
             await self._answer(link, lambda frame: self._handle(link, who, frame), frame)
 
     async def _handle(self, link: Connection, who: str, frame: Frame) -> None:
+        if not network.is_member(link.socket):
+            log(Event.CONNECTION_REFUSED, f"Connection from {who} refused: no member of the group", caller=who)
+            raise PeerdError(Code.DENIED, reason="only root and members of the group peerd may use d")
         match frame.type:
             case "invoke":
                 await self._invoke(link, who, frame.fields)

@@ -9,6 +9,7 @@ import errno
 import fcntl
 import ipaddress
 import os
+import pwd
 import random
 import socket
 import struct
@@ -30,7 +31,8 @@ _PKTINFO = struct.Struct("@i")
 UCRED = struct.Struct("3i")
 """unix(7): pid, uid and gid."""
 _SO_PEERGROUPS = 59
-_MAX_GROUPS = 16384
+_MOST_BYTES = 1024
+"""What socket.getsockopt of Python takes at most."""
 # rtnetlink(7): links, IPv4 addresses and IPv4 routes.
 _RTMGRP = 0x1 | 0x10 | 0x40
 _WG_TIMEOUT = 5.0
@@ -190,8 +192,12 @@ def is_member(connection: socket.socket) -> bool:
     """
     _, uid, gid = UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
     groups = array.array("I")
-    with contextlib.suppress(OSError):
-        groups.frombytes(connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _MAX_GROUPS * groups.itemsize))
+    try:
+        groups.frombytes(connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _MOST_BYTES))
+    except OSError:
+        # More groups than Python has room for; those of the user database have to do.
+        with contextlib.suppress(KeyError):
+            groups.extend(os.getgrouplist(pwd.getpwuid(uid).pw_name, gid))
     try:
         file = os.stat(connection.getsockname())
     except (OSError, ValueError):

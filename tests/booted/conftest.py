@@ -25,7 +25,6 @@ UNITS = "peerd.socket peerd-tcp.socket peerd.service"
 EXPECTED = re.compile(
     r"Lost leader |Connection from \S+ refused: |Registration of \S+ from \S+ refused: "
     r"|10\.0\.0\.\d+: (Malformed message|No common protocol version|Too busy|Permission denied)"
-    r"|nobody: Permission denied: only root and members of the group"
     r"|Leader \S+ refuses: |\S+ must not run |\w+Peer \S+ denied to "
     r"|Configuration not reloaded|/etc/peerd/peerd\.conf\.d/test\.conf: unknown setting|unknown: Malformed"
 )

@@ -77,10 +77,12 @@ def test_who_is_not_in_the_group_is_denied_even_where_the_socket_lets_it_in(
 
     async def main() -> None:
         async with served(tmp_path) as local, dialled(local.path) as wire:
-            denied = await wire.ask("hello", {"protocol": PROTOCOL_VERSION})
-            assert (denied.type, denied.fields["code"]) == ("error", "denied")
-            await wire.end()
-            assert len(records.of(Event.PROTOCOL_ERROR)) == 1
+            await wire.greet()
+            for type_ in ("invoke", "call"):
+                denied = await wire.ask(type_, {"argv": EXEC, "command": "deletePeer"})
+                assert (denied.type, denied.fields["code"]) == ("error", "denied")
+            assert local.executor.requests == []
+            assert len(records.of(Event.CONNECTION_REFUSED)) == 2
 
     asyncio.run(main())
 
