@@ -11,7 +11,7 @@ from lab.guest import Guest
 
 from .conftest import EXPECTED, SUITES
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1000)]
 
 MEBI = 1024 * 1024
 SCOPES_GONE = "! systemctl list-units --plain --no-legend 'peerd-exec-*.scope' | grep ."
@@ -45,7 +45,7 @@ def guest(request: pytest.FixtureRequest, package: Path) -> Iterator[Guest]:
     """A guest with the package installed; afterwards its journal is read."""
     with Guest(request.param, {package.name: package}) as machine:
         # What it depends on is there; apt-get itself would take half a minute on an emulated processor.
-        machine.run(f"dpkg --install /run/guest/{package.name}", timeout=200)
+        machine.run(f"dpkg --install /run/guest/{package.name}", timeout=400)
         machine.wait_until("d ping")
         yield machine
         warnings = machine.out("journalctl -q -t peerd -p warning -o cat --no-pager").splitlines()

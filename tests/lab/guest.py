@@ -98,7 +98,7 @@ class Guest:
             self._line = self._stack.enter_context(ours)
             with theirs:
                 self._start(image, kernel, initrd, payload, theirs)
-            self._receive(180)
+            self._receive(400)
         except BaseException:
             self._end()
             raise
