@@ -49,7 +49,7 @@ class UnixFront(Front):
 
     async def _handle(self, link: Connection, who: str, frame: Frame) -> None:
         if not network.is_member(link.socket):
-            log(Event.CONNECTION_REFUSED, f"Connection from {who} refused: no member of the group", caller=who)
+            log(Event.CALLER_REFUSED, f"Connection from {who} refused: no member of the group", caller=who)
             raise PeerdError(Code.DENIED, reason="only root and members of the group peerd may use d")
         match frame.type:
             case "invoke":

@@ -85,7 +85,7 @@ def test_who_is_not_in_the_group_is_denied_even_where_the_socket_lets_it_in(
                 denied = await wire.ask(type_, {"argv": EXEC, "command": "deletePeer"})
                 assert (denied.type, denied.fields["code"]) == ("error", "denied")
             assert local.executor.requests == []
-            assert len(records.of(Event.CONNECTION_REFUSED)) == 2
+            assert len(records.of(Event.CALLER_REFUSED)) == 2
 
     asyncio.run(main())
 
