@@ -135,7 +135,10 @@ class UnixFront(Front):
         sink = ConfirmingSink(FrameSink(link), talk.delivery) if confirming else talk.sink()
         caller = Caller(self._node.peer_id, who)
         session = Session(caller, sink, talk.cancel, talk.gone, say, talk.stdin, talk.delivery, running, resume)
-        link.post("running", {"execId": resume.exec_id if resume else "", "step": resume.step if resume else 1})
+        command = BY_NAME[name]
+        if not (command.record or command.output):
+            # From here on its caller must not ask again; of a command on a peer it hears once that is asked for.
+            link.post("running", {"execId": "", "step": 1})
         leaving = asyncio.create_task(leave_with_caller())
         try:
             return await self._service.call(name, params, session)
