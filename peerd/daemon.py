@@ -27,6 +27,7 @@ from peerd.registry import Registry
 from peerd.scopes import ScopeManager
 from peerd.service import Service
 from peerd.storage import Storage
+from peerd.systemd1 import Systemd
 from peerd.tcpfront import TcpFront
 from peerd.unixfront import UnixFront
 
@@ -75,14 +76,14 @@ class Daemon:
         self._status_due: asyncio.TimerHandle | None = None
         self._registry = Registry(state / "peerd.db")
         self._history = History(state / "jobs.db")
-        self._scopes = ScopeManager()
+        self._systemd = Systemd()
 
         def current() -> config.Config:
             return self._settings
 
         self._node = Node(self._registry, current, self._changed)
         self._executor = Executor(
-            self._scopes,
+            ScopeManager(self._systemd),
             self._history,
             Storage(state / "jobs", current),
             current,
@@ -122,7 +123,7 @@ class Daemon:
         await self._executor.close()
         await self._node.close()
         watchdog.cancel()
-        self._scopes.close()
+        self._systemd.close()
         self._history.close()
         self._registry.close()
 

@@ -14,7 +14,7 @@ SOURCES = {path.stem: path for path in Path(peerd.__file__).parent.glob("*.py") 
 PURE = "claims cli commands config errors job messages peers policy protocol render validate".split()
 IO = {"asyncio", "dbus_next", "peewee", "playhouse", "sdnotify", "selectors", "socket", "subprocess", "systemd"}
 EDGES = {
-    "dbus_next": {"scopes", "bus"},
+    "dbus_next": {"systemd1", "scopes", "bus"},
     "peewee": {"registry", "history"},
     "systemd": {"journal", "daemon", "fdstore"},
     "sdnotify": {"daemon"},
