@@ -16,6 +16,7 @@ import sdnotify
 from systemd import daemon as systemd
 
 from peerd import __version__, config
+from peerd.apphost import AppHost
 from peerd.errors import PeerdError
 from peerd.executor import Executor
 from peerd.fronts import Front
@@ -29,6 +30,7 @@ from peerd.service import Service
 from peerd.storage import Storage
 from peerd.systemd1 import Systemd
 from peerd.tcpfront import TcpFront
+from peerd.units import Units
 from peerd.unixfront import UnixFront
 
 CONFIG_FILE = Path("/etc/peerd/peerd.conf")
@@ -90,10 +92,11 @@ class Daemon:
             lambda: self._node.peer_id,
             self._changed,
         )
-        service = Service(self._node, self._executor, self._registry, self._history, current)
+        apps = AppHost(self._registry, Units(self._systemd), lambda: self._node.peer_id)
+        service = Service(self._node, self._executor, self._registry, self._history, apps, current)
         self._fronts: dict[str, Front] = {
             "unix": UnixFront(self._node, service, current),
-            "tcp": TcpFront(self._node, self._executor, current),
+            "tcp": TcpFront(self._node, self._executor, apps, current),
         }
 
     async def run(self) -> None:

@@ -92,7 +92,7 @@ class Jobs:
             result = await self._executor.attend(job, session, offsets)
         else:
             other = await self._execution.remote(where, job, session, bool(session.resume))
-            result = await _unless_cancelled(session, other.attach(offsets, bool(session.resume)))
+            result = await unless_cancelled(session, other.attach(offsets, bool(session.resume)))
         if result is None:
             session.say(f"Left {job} running on {where}; to hear of it again: d attachJob --job {job}")
             return Answer(record=record(known), status=EXIT_CANCELLED)
@@ -169,7 +169,7 @@ class Jobs:
 
         :raises PeerdError: NO_SUCH_JOB; CANCELLED where the caller has waited enough
         """
-        answer = await _unless_cancelled(session, self._request(type_, job, await self._locate(job, peer)))
+        answer = await unless_cancelled(session, self._request(type_, job, await self._locate(job, peer)))
         if answer is None:
             raise PeerdError(Code.NOT_WAITED, exec_id=job)
         self._learn(answer)
@@ -249,7 +249,7 @@ async def _each(peers: Iterable[Peer], ask: Callable[[Peer], Awaitable[T]]) -> l
     return await asyncio.gather(*(one(peer) for peer in peers))
 
 
-async def _unless_cancelled(session: Session, work: Coroutine[Any, Any, T]) -> T | None:
+async def unless_cancelled(session: Session, work: Coroutine[Any, Any, T]) -> T | None:
     """The result of this work; None where the caller took it back before."""
     working = asyncio.create_task(work)
     waits = [asyncio.create_task(event.wait()) for event in (session.cancel, session.gone)]

@@ -7,6 +7,8 @@ from typing import Any
 
 from peerd import __version__
 from peerd.answer import Answer
+from peerd.apphost import AppHost
+from peerd.apps import Apps
 from peerd.commands import BY_NAME, COMMANDS, snake_case
 from peerd.config import Config
 from peerd.execution import Execution
@@ -28,13 +30,20 @@ class Service:
     """
 
     def __init__(
-        self, node: Node, executor: Executor, registry: Registry, past: History, config: Callable[[], Config]
+        self,
+        node: Node,
+        executor: Executor,
+        registry: Registry,
+        past: History,
+        apps: AppHost,
+        config: Callable[[], Config],
     ) -> None:
         execution = Execution(node, executor, past, config)
         self._parts = (
             self,
             execution,
             Jobs(node, executor, past, execution, config),
+            Apps(node, apps, config),
             Membership(node, executor, registry, config),
             Trust(node, config),
         )
