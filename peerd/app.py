@@ -149,7 +149,8 @@ def answer_from_wire(fields: Mapping[str, object], command: AppCommand) -> tuple
     notes = take_optional(fields, "notes", _notes) or []
     given = fields.get("error")
     error = PeerdError.from_wire(given) if isinstance(given, dict) else None
-    return Answer(data, text, error, error.kind.exit_status if error else 0), notes
+    status = error.kind.exit_status if error else 0
+    return Answer(data, text=text, error=error, status=status), notes
 
 
 def _rows(fields: Mapping[str, object]) -> list[Mapping[str, object]]:

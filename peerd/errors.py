@@ -54,6 +54,7 @@ class Code(enum.StrEnum):
     START_FAILED = "start-failed"
     DUPLICATE = "duplicate"
     OUT_OF_MEMORY = "out-of-memory"
+    TOO_MUCH_OUTPUT = "too-much-output"
     NO_SUCH_APP = "no-such-app"
     NO_SUCH_UNIT = "no-such-unit"
     UNIT_FAILED = "unit-failed"
@@ -76,6 +77,7 @@ class Code(enum.StrEnum):
     BAD_MESSAGE = "bad-message"
     UNKNOWN_MESSAGE = "unknown-message"
     VERSION = "version"
+    TOO_OLD = "too-old"
     BUSY = "busy"
     INTERNAL = "internal"
 
@@ -90,10 +92,13 @@ class Kind:
     exit_status: int = EXIT_FAILURE
 
 
+_DIRECTORY_HINT = "It comes from --directory, or for remotePull and remoteBd from peerd.conf(5) there (repository)."
+
 KINDS: Mapping[Code, Kind] = {
     Code.PEER_NOT_FOUND: Kind(
         "Peer not found: {peer}",
         (
+            "{suggestion}",
             "Peer hasn't registered with the leader. On the missing peer, run:",
             "    d registerWorker    # uses the hostname, connects to the leader",
             "The registered peers: d listPeers",
@@ -164,15 +169,27 @@ KINDS: Mapping[Code, Kind] = {
         ("How it ended: d getJob --job {exec_id}",),
         Outcome.LOST,
     ),
-    Code.NO_SUCH_DIRECTORY: Kind("No such directory on {peer}: {directory}"),
-    Code.NOT_A_DIRECTORY: Kind("Not a directory on {peer}: {directory}"),
-    Code.NO_SUCH_USER: Kind("No such user on {peer}: {user}"),
-    Code.NO_ACCESS: Kind("Cannot enter directory on {peer}: {directory} ({reason})"),
+    Code.NO_SUCH_DIRECTORY: Kind("No such directory on {peer}: {directory}", (_DIRECTORY_HINT,)),
+    Code.NOT_A_DIRECTORY: Kind("Not a directory on {peer}: {directory}", (_DIRECTORY_HINT,)),
+    Code.NO_SUCH_USER: Kind(
+        "No such user on {peer}: {user}", ("Who there is: d execOnPeer --peer {peer} --directory / -- getent passwd",)
+    ),
+    Code.NO_ACCESS: Kind(
+        "Cannot enter directory on {peer}: {directory} ({reason})",
+        ("Look: d execOnPeer --peer {peer} --directory / -- namei -l {directory}",),
+    ),
     Code.START_FAILED: Kind(
         "Could not start the command on {peer}: {reason}", ("The record: journalctl -t peerd, there",)
     ),
     Code.DUPLICATE: Kind("This command was already run on {peer}: {exec_id}"),
-    Code.OUT_OF_MEMORY: Kind("Out of memory: the command on {peer} was stopped", (), Outcome.OOM),
+    Code.OUT_OF_MEMORY: Kind(
+        "Out of memory: the command on {peer} was stopped",
+        ("Give it more (--memory), or look what else runs there: systemd-cgtop",),
+        Outcome.OOM,
+    ),
+    Code.TOO_MUCH_OUTPUT: Kind(
+        "Output too large for a reply: {reason}", ("On the command line it has no limit: d execOnPeer",)
+    ),
     Code.NO_SUCH_APP: Kind(
         "No such app on {peer}: {app}",
         ("The apps there: d listApps --peer {peer}", "To register one: d addApp --peer {peer} --app NAME"),
@@ -247,12 +264,25 @@ KINDS: Mapping[Code, Kind] = {
             "To make it the leader: d setPeerConfig --role leader --id NAME",
         ),
     ),
-    Code.OWN_ADDRESS: Kind("The leader's address is this machine's own: {address}"),
-    Code.SELF_DELETE: Kind("The leader cannot delete itself from its registry: {peer}"),
+    Code.OWN_ADDRESS: Kind(
+        "The leader's address is this machine's own: {address}",
+        ("A worker's leader is another machine. To make this one the leader: d setPeerConfig --role leader",),
+    ),
+    Code.SELF_DELETE: Kind(
+        "The leader cannot delete itself from its registry: {peer}",
+        ("First make another machine the leader: d setPeerConfig --role leader, there",),
+    ),
     Code.USAGE: Kind("{reason}", (), Outcome.FAILED, EXIT_USAGE),
     Code.BAD_MESSAGE: Kind("Malformed message: {reason}"),
     Code.UNKNOWN_MESSAGE: Kind("Unknown message: {name}", ("Is peerd on one of the machines older? (d listPeers)",)),
-    Code.VERSION: Kind("No common protocol version: theirs is {theirs}, ours is {ours}"),
+    Code.VERSION: Kind(
+        "No common protocol version: theirs is {theirs}, ours is {ours}",
+        ("Install the same version of peerd on both machines: d version",),
+    ),
+    Code.TOO_OLD: Kind(
+        "peerd on {peer} is too old for this",
+        ("Which version it has: d listPeers. To upgrade it: d remoteDeployDaemon",),
+    ),
     Code.BUSY: Kind("Too busy: {reason}", ("Try again when some of them have ended.",), Outcome.DENIED),
     Code.INTERNAL: Kind("Internal error: {reason}", ("The record: journalctl -t peerd",)),
 }
@@ -267,6 +297,7 @@ _DEFAULTS = {
     "user": "",
     "app": "",
     "unit": "",
+    "suggestion": "",
 }
 _MAX_DETAIL = 4096
 _MAX_LINES = 10
@@ -303,8 +334,9 @@ class PeerdError(Exception):
 
     @property
     def hints(self) -> list[str]:
-        """The lines that follow the sentence: what the program wrote, and what to do next."""
-        return [*(f"| {line}" for line in self.lines), *(self._format(hint) for hint in self.kind.hints)]
+        """The lines that follow: what the program wrote, and what to do next, as far as there is something to say."""
+        advice = [line for hint in self.kind.hints if (line := self._format(hint))]
+        return [*(f"| {line}" for line in self.lines), *advice]
 
     @property
     def text(self) -> str:

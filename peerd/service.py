@@ -11,10 +11,12 @@ from peerd.apphost import AppHost
 from peerd.apps import Apps
 from peerd.commands import BY_NAME, COMMANDS, snake_case
 from peerd.config import Config
+from peerd.deploy import Deploy
 from peerd.execution import Execution
 from peerd.executor import Executor
 from peerd.history import History
 from peerd.jobs import Jobs
+from peerd.logs import Logs
 from peerd.membership import Membership
 from peerd.node import Node
 from peerd.registry import Registry
@@ -39,13 +41,16 @@ class Service:
         config: Callable[[], Config],
     ) -> None:
         execution = Execution(node, executor, past, config)
+        jobs = Jobs(node, executor, past, execution, config)
         self._parts = (
             self,
             execution,
-            Jobs(node, executor, past, execution, config),
+            jobs,
+            Deploy(node, execution, jobs),
             Apps(node, apps, config),
             Membership(node, executor, registry, config),
             Trust(node, config),
+            Logs(node),
         )
 
     async def call(self, name: str, params: Mapping[str, Any], session: Session) -> Answer:

@@ -13,6 +13,9 @@ from dbus_next.aio import MessageBus
 CALL_TIMEOUT = 25.0
 """Seconds to wait for an answer of systemd, the default of sd_bus_call(3)."""
 
+_MOST_CALLS = 64
+"""Calls at once: the bus refuses more than 128 that wait for a reply (max_replies_per_connection, dbus-daemon(1))."""
+
 _DBUS = "org.freedesktop.DBus"
 _SERVICE = "org.freedesktop.systemd1"
 _PATH = "/org/freedesktop/systemd1"
@@ -34,6 +37,7 @@ class Systemd:
     def __init__(self) -> None:
         self._bus: MessageBus | None = None
         self._lock = asyncio.Lock()
+        self._calls = asyncio.Semaphore(_MOST_CALLS)
         self._jobs: dict[str, list[asyncio.Queue[tuple[str, str] | None]]] = {}
         self._watcher: asyncio.Task[None] | None = None
 
@@ -70,7 +74,9 @@ class Systemd:
 
         :raises SystemdError: when systemd refuses or does not answer
         """
-        return await _call(await self.connect(), _SERVICE, _PATH, _MANAGER, member, signature, body)
+        bus = await self.connect()
+        async with self._calls:
+            return await _call(bus, _SERVICE, _PATH, _MANAGER, member, signature, body)
 
     async def get(self, path: str, interface: str, name: str) -> Any:
         """The value of a property of one of systemd's objects.
@@ -79,7 +85,9 @@ class Systemd:
         :raises SystemdError: when there is no such property or systemd does not answer
         """
         body = [f"{_SERVICE}.{interface}", name]
-        (value,) = await _call(await self.connect(), _SERVICE, path, _PROPERTIES, "Get", "ss", body)
+        bus = await self.connect()
+        async with self._calls:
+            (value,) = await _call(bus, _SERVICE, path, _PROPERTIES, "Get", "ss", body)
         return value.value
 
     async def job(self, unit: str, method: str, signature: str, body: Sequence[object], bounded: bool = True) -> str:

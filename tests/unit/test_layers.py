@@ -11,10 +11,13 @@ import pytest
 import peerd
 
 SOURCES = {path.stem: path for path in Path(peerd.__file__).parent.glob("*.py") if path.stem != "__init__"}
-PURE = "answer app claims cli commands config errors job messages peers policy protocol render validate".split()
+PURE = """
+    answer app busapi claims cli commands config errors job messages parameters peers policy protocol records render
+    validate
+""".split()
 IO = {"asyncio", "dbus_next", "peewee", "playhouse", "sdnotify", "selectors", "socket", "subprocess", "systemd"}
 EDGES = {
-    "dbus_next": {"systemd1", "scopes", "bus"},
+    "dbus_next": {"systemd1", "scopes", "bus", "buslink", "busvalues", "polkit"},
     "peewee": {"registry", "history"},
     "systemd": {"journal", "daemon", "fdstore"},
     "sdnotify": {"daemon"},
