@@ -27,7 +27,7 @@ UNITS = {
     "crash-dev.service": "ExecStart=/bin/sh -c 'echo dying at once; exit 7'",
     "crash-prod.service": "ExecStart=/bin/sh -c 'echo dying again; kill -SEGV $$'\nRestart=always\nRestartSec=10ms",
     "none-prod.service": "ExecStart=/nonexistent/program",
-    "slow-prod.service": "Type=oneshot\nRemainAfterExit=yes\nExecStart=sleep 4",
+    "slow-prod.service": "Type=oneshot\nRemainAfterExit=yes\nExecStart=/bin/sh -c 'echo started >>/run/slow; sleep 4'",
     "picky-prod.service": "ExecStart=true\n[Unit]\nConditionPathExists=/nonexistent",
 }
 APPS = "cad bad crash none slow picky ghost".split()
@@ -258,6 +258,27 @@ def test_a_start_that_takes_longer_than_any_answer_is_waited_for(laptop: Machine
     began = d(laptop, "startApp", "slow", "prod", "--peer", "desktop")
     assert (began.returncode, began.stdout) == (0, b"Started slow-prod.service on desktop\n")
     assert status(desktop, "slow", "prod")["sub"] == "exited"
+
+
+def test_many_may_ask_for_the_same_at_once(lab: Lab, desktop: Machine) -> None:
+    callers = [*(lab[name] for name in ("vps", "laptop")), desktop, desktop]
+    command = ["d", "startApp", "--app", "slow", "--mode", "prod", "--peer", "desktop"]
+    desktop.run("rm -f /run/slow")
+    starting = [machine.popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for machine in callers]
+    said = [process.communicate(timeout=30) for process in starting]
+    assert said == [(b"Started slow-prod.service on desktop\n", b"")] * len(callers)
+    assert desktop.read("/run/slow") == "started\n"
+
+
+def test_the_bus_has_apps(desktop: Machine) -> None:
+    def call(method: str, *arguments: str) -> str:
+        name, path = "org.automatelinux.peerd1", "/org/automatelinux/peerd1"
+        return desktop.out(["busctl", "call", "-j", name, path, f"{name}.Manager", method, *arguments])
+
+    started = json.loads(call("StartApp", "ssa{sv}", "cad", "prod", "0"))
+    assert started["data"] == ["Started cad-prod.service on desktop"]
+    (rows,) = json.loads(call("AppStatus", "a{sv}", "1", "app", "s", "cad"))["data"]
+    assert [row["active"]["data"] for row in rows] == ["inactive", "active"]
 
 
 def test_a_peer_that_goes_before_its_answer_is_said(lab: Lab) -> None:
