@@ -72,6 +72,7 @@ class Code(enum.StrEnum):
     UNKNOWN_MESSAGE = "unknown-message"
     VERSION = "version"
     BUSY = "busy"
+    NOT_STORED = "not-stored"
     INTERNAL = "internal"
 
 
@@ -226,6 +227,15 @@ KINDS: Mapping[Code, Kind] = {
     Code.UNKNOWN_MESSAGE: Kind("Unknown message: {name}", ("Is peerd on one of the machines older? (d listPeers)",)),
     Code.VERSION: Kind("No common protocol version: theirs is {theirs}, ours is {ours}"),
     Code.BUSY: Kind("Too busy: {reason}", ("Try again when some of them have ended.",), Outcome.DENIED),
+    Code.NOT_STORED: Kind(
+        "The state of {peer} cannot be stored: {reason}",
+        (
+            "Nothing was changed, and commands still run. On that machine, check:",
+            "- Is there room? (df /var/lib/peerd)",
+            "- Can it be written to? (findmnt -T /var/lib/peerd)",
+            "- What is in the record? (journalctl -t peerd -p warning)",
+        ),
+    ),
     Code.INTERNAL: Kind("Internal error: {reason}", ("The record: journalctl -t peerd",)),
 }
 

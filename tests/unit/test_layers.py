@@ -15,7 +15,7 @@ PURE = "claims cli commands config errors job messages peers policy protocol ren
 IO = {"asyncio", "dbus_next", "peewee", "playhouse", "sdnotify", "selectors", "socket", "subprocess", "systemd"}
 EDGES = {
     "dbus_next": {"scopes", "bus"},
-    "peewee": {"registry", "history"},
+    "peewee": {"database", "registry", "history"},
     "systemd": {"journal", "daemon", "fdstore"},
     "sdnotify": {"daemon"},
     "click": {"cli"},
