@@ -26,6 +26,7 @@ from peerd.protocol import MAX_HEADER
 from peerd.registry import Registry
 from peerd.scopes import ScopeManager
 from peerd.service import Service
+from peerd.sleep import SleepWatch
 from peerd.storage import Storage
 from peerd.tcpfront import TcpFront
 from peerd.unixfront import UnixFront
@@ -104,6 +105,7 @@ class Daemon:
         loop.set_exception_handler(_report_stray)
         self._executor.start(self._kept)
         self._node.start()
+        sleep = SleepWatch(self._scopes.connect, self._node.resumed)
         # For the unix socket, too: start_unix_server of Python 3.13 would remove its file, which is systemd's.
         servers = [
             await asyncio.start_server(self._fronts[name].accept, sock=listener, limit=MAX_HEADER, backlog=_BACKLOG)
@@ -121,6 +123,7 @@ class Daemon:
             await front.close()
         await self._executor.close()
         await self._node.close()
+        await sleep.close()
         watchdog.cancel()
         self._scopes.close()
         self._history.close()

@@ -40,6 +40,7 @@ class Event(enum.Enum):
     LEADER_CONNECTED = _Kind("6b11caa1b4c744c88765e19d679ac777")
     LEADER_REFUSED = _Kind("d3456b070aa946b681bd0b44ba3078a0", syslog.LOG_WARNING)
     LEADER_LOST = _Kind("c7b5daf2269642f39bce8c66ceb19f4c", syslog.LOG_WARNING)
+    RESUMED = _Kind("a1805ebb55f545c1baf97cfc3d5d22ba")
     COMMAND_ASKED = _Kind("0b277d5a8822450fa712b1b1c0669147")
     COMMAND_ANSWERED = _Kind("789ffe05f2134fdbbde92bce47f31a98")
     COMMAND_ALLOWED = _Kind("4dc3610915c54eb8b7c1c4e9e70fcc59")

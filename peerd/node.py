@@ -228,6 +228,11 @@ class Node:
                 self.hub.flush()
             self._registry.back_up()
 
+    def resumed(self) -> None:
+        """This machine has slept: what was connected may be so no more, and nobody has said it."""
+        self.pool.drop()
+        self._network_changed()
+
     def _network_changed(self) -> None:
         self._enter_self()
         if self.link:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import errno
-import gc
 import os
-import resource
-import signal
 import sqlite3
 import stat
 from collections.abc import Callable, Iterator
@@ -24,7 +21,7 @@ from peerd.journal import Event
 from peerd.messages import ExecRequest
 from peerd.peers import Peer
 from peerd.registry import SCHEMA_VERSION, Identity, Registry
-from unit.support import Journal
+from unit.support import Journal, full
 
 LAPTOP = Peer("laptop", "10.0.0.4", first_seen=1.0, last_seen=2.0)
 DESKTOP = Peer("desktop", "10.0.0.2", first_seen=1.0, last_seen=2.0)
@@ -214,21 +211,6 @@ def test_what_an_older_peerd_can_use_is_kept_for_it(tmp_path: Path, monkeypatch:
     with opened(path) as registry:
         assert registry.identity() == WORKER
     assert {".schema-1", ".aside-then"} <= beside(path)
-
-
-@contextmanager
-def full() -> Iterator[None]:
-    """Nothing can be written to any file: as a full disk, but for the error (setrlimit(2))."""
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, before)
-        # The traceback of a failure has the statement, and that the file.
-        gc.collect()
 
 
 def refusal(change: Callable[[], object]) -> str:

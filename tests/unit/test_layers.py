@@ -14,7 +14,7 @@ SOURCES = {path.stem: path for path in Path(peerd.__file__).parent.glob("*.py") 
 PURE = "claims cli commands config errors job messages peers policy protocol render validate".split()
 IO = {"asyncio", "dbus_next", "peewee", "playhouse", "sdnotify", "selectors", "socket", "subprocess", "systemd"}
 EDGES = {
-    "dbus_next": {"scopes", "bus"},
+    "dbus_next": {"scopes", "sleep", "bus"},
     "peewee": {"database", "registry", "history"},
     "systemd": {"journal", "daemon", "fdstore"},
     "sdnotify": {"daemon"},

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -743,5 +745,16 @@ def test_everything_that_is_asked_for_reaches_the_target() -> None:
             wire.link.post("result", {"outcome": "exited", "exitStatus": 0})
             assert succeeded(await running)
             assert here.granted == [10]
+
+    asyncio.run(main())
+
+
+def test_a_peer_that_was_seen_before_the_clock_was_set_back_is_not_seen_in_the_future() -> None:
+    async def main() -> None:
+        ahead = time.time() + 1e6
+        async with machine(LEADER, succeed, replace(LAPTOP, first_seen=1.0, last_seen=ahead)) as here:
+            answer = await here.call("getPeerInfo", peer="laptop")
+            assert isinstance(answer.data, dict)
+            assert datetime.fromisoformat(str(answer.data["last_seen"])).timestamp() <= time.time()
 
     asyncio.run(main())
