@@ -106,8 +106,7 @@ class Database:
         """
         outermost = self.peewee.transaction_depth() == 0
         if outermost and self._served_from_memory and time.monotonic() - self._tried >= _RETRY:
-            self._close()
-            self.open()
+            self._try_again()
         try:
             with self.peewee.atomic():
                 yield
@@ -182,6 +181,17 @@ class Database:
             _sync(path.parent)
             log(Event.STATE_RESTORED, f"{path} was restored from {backup}")
         _secure(path)
+
+    def _try_again(self) -> None:
+        """Go back from memory to the file, if it can be written again."""
+        assert self._path
+        self._tried = time.monotonic()
+        try:
+            self._mend(self._path)
+        except (OSError, sqlite3.Error):
+            return
+        self._close()
+        self.open()
 
     def _set_aside(self, path: Path, reason: str) -> None:
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())

@@ -230,7 +230,7 @@ KINDS: Mapping[Code, Kind] = {
     Code.NOT_STORED: Kind(
         "The state of {peer} cannot be stored: {reason}",
         (
-            "Nothing was changed, and commands still run. On that machine, check:",
+            "Nothing was changed; commands that are not detached still run. On that machine, check:",
             "- Is there room? (df /var/lib/peerd)",
             "- Can it be written to? (findmnt -T /var/lib/peerd)",
             "- What is in the record? (journalctl -t peerd -p warning)",

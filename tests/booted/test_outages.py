@@ -293,17 +293,32 @@ def lossy(machine: Machine, hub: Machine) -> Iterator[None]:
     bridge = machine._bridge
     host("ip", "-n", bridge, "address", "add", f"{LOSSY}/24", "dev", "br0")
     program = Path(__file__).parents[1] / "lab/lossy.py"
-    arguments = [f"{LOSSY}:51820", f"{hub.underlay}:51820", LOSS, DELAY]
-    command = ["ip", "netns", "exec", bridge, sys.executable, "-B", str(program), *arguments]
-    key = hub.out("wg show wg0 public-key")
+    keys = {one: one.out("wg show wg0 public-key") for one in (machine, hub)}
+    ports = {one: one.out("wg show wg0 listen-port") for one in (machine, hub)}
+    ends = [f"{LOSSY}:1", f"{machine.underlay}:{ports[machine]}", f"{LOSSY}:2", f"{hub.underlay}:{ports[hub]}"]
+    command = ["ip", "netns", "exec", bridge, sys.executable, "-B", str(program), *ends, LOSS, DELAY]
+
+    def lead(to_hub: str, to_machine: str) -> None:
+        # A packet that is still on the other way would lead back to it.
+        def led() -> bool:
+            for one, other, endpoint in ((machine, hub, to_hub), (hub, machine, to_machine)):
+                one.run(f"wg set wg0 peer {keys[other]} endpoint {endpoint}")
+            hub.run(f"ping -q -c 5 -i 0.2 {machine.address}", check=False)
+            return all(
+                f"{keys[other]}\t{endpoint}" in one.out("wg show wg0 endpoints")
+                for one, other, endpoint in ((machine, hub, to_hub), (hub, machine, to_machine))
+            )
+
+        machine.wait_until(led, 30)
+
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout
             assert process.stdout.readline() == b"ready\n"
-            machine.run(f"wg set wg0 peer {key} endpoint {LOSSY}:51820")
+            lead(ends[0], ends[2])
             yield
         finally:
-            machine.run(f"wg set wg0 peer {key} endpoint {hub.underlay}:51820")
+            lead(ends[3], ends[1])
             process.terminate()
             host("ip", "-n", bridge, "address", "del", f"{LOSSY}/24", "dev", "br0")
 
@@ -311,6 +326,7 @@ def lossy(machine: Machine, hub: Machine) -> Iterator[None]:
 def test_commands_over_a_bad_network_have_their_output_and_status(lab: Lab) -> None:
     vps, desktop, laptop = lab["vps"], lab["desktop"], lab["laptop"]
     with lossy(laptop, vps):
+        assert not vps.ok("ping -q -c 10 -i 0.2 10.0.0.4 | grep ' 0% packet loss'")
         for caller, peer in ((vps, "laptop"), (desktop, "laptop"), (laptop, "desktop")) * 2:
             command = d("--timeout", "60", "--shellCmd", "seq 20000; echo end >&2; exit 5", peer=peer)
             done = caller.run(command, check=False, timeout=120)
