@@ -61,7 +61,7 @@ class Remote:
         return await self._persist(None, begun)
 
     async def _persist(self, request: ExecRequest | None, begun: bool) -> ExecResult:
-        asking, asked = request is not None, 0
+        asking, asked, again = request is not None, 0, False
         since: float | None = None
         delay = _FIRST_DELAY
         while True:
@@ -94,7 +94,11 @@ class Remote:
                 continue
             except OSError as error:
                 if not begun:
-                    raise connect_failed(self._target, error) from None
+                    # Nothing was started yet, and packets may be lost on the way to a peer that is there.
+                    if again or not (self._target.is_online and isinstance(error, TimeoutError)):
+                        raise connect_failed(self._target, error) from None
+                    again = True
+                    continue
             asking = False
             if self._heard != heard:
                 since, delay = None, _FIRST_DELAY

@@ -1,8 +1,8 @@
-"""A bad stretch of the internet: passes UDP on between two addresses, late, and not all of it.
+"""A bad stretch of the internet: passes UDP on between two addresses, one way late and not all of it.
 
-It stands in for tc-netem(8), which needs a module that the host may not have. Run as a program, in a namespace:
-its arguments are two pairs of where to listen for one end and where that end is (ADDRESS:PORT each), the share that is
-lost and the seconds that the rest takes, in each direction.
+It stands in for tc-netem(8) on one end's interface, which needs a module that the host may not have. Run as a program,
+in a namespace: its arguments are two pairs of where to listen for one end and where that end is (ADDRESS:PORT each),
+the share that is lost of what the first end sends, and the seconds that the rest of it takes.
 """
 
 from __future__ import annotations
@@ -43,9 +43,7 @@ async def main(near: str, near_end: str, far: str, far_end: str, loss: str, dela
     random.seed(1)
     one, other = _Side(near, near_end), _Side(far, far_end)
     print("ready", flush=True)
-    await asyncio.gather(
-        _pass_on(one, other, float(loss), float(delay)), _pass_on(other, one, float(loss), float(delay))
-    )
+    await asyncio.gather(_pass_on(one, other, float(loss), float(delay)), _pass_on(other, one, 0.0, 0.0))
 
 
 if __name__ == "__main__":

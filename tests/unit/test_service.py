@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from peerd import __version__, links, network
+from peerd import __version__, connection, links, network
 from peerd.answer import Answer
+from peerd.connection import Connection
 from peerd.errors import Code, Outcome, PeerdError
 from peerd.history import History
 from peerd.journal import Event
@@ -756,5 +757,29 @@ def test_a_peer_that_was_seen_before_the_clock_was_set_back_is_not_seen_in_the_f
             answer = await here.call("getPeerInfo", peer="laptop")
             assert isinstance(answer.data, dict)
             assert datetime.fromisoformat(str(answer.data["last_seen"])).timestamp() <= time.time()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("online", "error", "attempts"),
+    [(True, TimeoutError, 2), (False, TimeoutError, 1), (True, ConnectionRefusedError, 1)],
+)
+def test_a_peer_that_is_online_and_does_not_answer_is_asked_twice(
+    online: bool, error: type[OSError], attempts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    async def connect(address: str, *_: object) -> Connection:
+        asked.append(address)
+        raise error
+
+    monkeypatch.setattr(connection, "connect", connect)
+
+    async def main() -> None:
+        async with machine(LEADER, succeed, LAPTOP) as here:
+            here.node.book.put(replace(LAPTOP, is_online=online))
+            assert code(await here.call("execOnPeer", **EXEC)) is Code.CONNECT_FAILED
+            assert asked == [LAPTOP.ip_address] * attempts
 
     asyncio.run(main())
