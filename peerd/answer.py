@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ class Answer:
     """What a command has to say.
 
     :ivar data: for a command that shows data: what it shows
+    :ivar more: instead of data: rows of it as they come, until the caller has had enough
     :ivar text: for the others: a sentence, or ""
     :ivar error: what went wrong, or what to know beside the data
     :ivar status: the exit status of ``d``
@@ -21,6 +22,7 @@ class Answer:
     """
 
     data: Any = None
+    more: AsyncGenerator[Sequence[Mapping[str, object]], None] | None = None
     text: str = ""
     error: PeerdError | None = None
     status: int = 0

@@ -85,11 +85,12 @@ def _unknown(name: str) -> str:
 
 
 def _option(option: Option) -> click.Option:
+    names = [option.flag, option.name, *([option.short] if option.short else [])]
     if option.parse is None:
-        return click.Option([option.flag, option.name], is_flag=True, default=None, help=option.help)
+        return click.Option(names, is_flag=True, default=None, help=option.help)
     kind: click.ParamType = click.Choice(option.choices) if option.choices else _Value(option)
     return click.Option(
-        [option.flag, option.name],
+        names,
         type=kind,
         required=option.required,
         multiple=option.multiple,

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 SOCKET = "/run/peerd/peerd.sock"
-PROTOCOL = 1
+PROTOCOL = 2
+OLDEST_PROTOCOL = 1
 EXIT_CANCELLED = 130
 EXIT_FAILURE = 255
 SIGNAL_BASE = 128
@@ -124,6 +125,8 @@ class _Call:
             "argv": self._arguments,
             "terminal": terminal,
             "width": max(20, min(width, 1000)),
+            # https://no-color.org
+            "color": terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb",
         }
         if self._exec_id:
             invoke["resume"] = {"execId": self._exec_id, "step": self._step, **self._offsets}
@@ -131,7 +134,8 @@ class _Call:
             signal.signal(number, self._cancel)
         # The socket is systemd's and takes connections for a daemon that cannot start, too.
         connection.settimeout(_GREETING_LIMIT)
-        connection.sendall(f'{{"type":"hello","protocol":{PROTOCOL},"version":"d"}}\n{json.dumps(invoke)}\n'.encode())
+        hello = {"type": "hello", "protocol": OLDEST_PROTOCOL, "newest": PROTOCOL, "version": "d"}
+        connection.sendall(f"{json.dumps(hello)}\n{json.dumps(invoke)}\n".encode())
         while True:
             while not self._buffer and self._send_stdin():
                 pass

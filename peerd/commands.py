@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ class Option:
 
     :ivar flag: as it is typed, with its dashes
     :ivar parse: turns the text into the value, or raises ValueError with a sentence; None for a switch
+    :ivar short: the flag in one letter, with its dash, or ""
     :ivar multiple: whether it may be given more than once; its value then is a tuple
     :ivar choices: the only values there are, if they can be listed
     """
@@ -32,6 +34,7 @@ class Option:
     required: bool = False
     choices: tuple[str, ...] = ()
     multiple: bool = False
+    short: str = ""
 
     @property
     def name(self) -> str:
@@ -55,6 +58,15 @@ class Option:
         return checked
 
 
+class Access(enum.StrEnum):
+    """The kinds of commands that polkit(8) tells apart, each an action of its own."""
+
+    RUN = "run"
+    CONFIGURE = "configure"
+    READ = "read"
+    READ_LOG = "read-log"
+
+
 @dataclass(frozen=True)
 class Command:
     """One command.
@@ -63,6 +75,10 @@ class Command:
     :ivar data: whether its answer is data: JSON where --json is given or stdout is no terminal, else a table
     :ivar columns: the columns of its table, where not all of the data's keys
     :ivar record: whether its answer is a command's output, with --json a record of the command, with --stream events
+    :ivar output: whether a command's output is in its answer, also where a record is not
+    :ivar many: whether its data is a list
+    :ivar log: whether its rows are records of a journal, a line each for people
+    :ivar access: what somebody on D-Bus has to be allowed for it
     :ivar argument: the name of its one optional positional argument, or ""
     :ivar rest: the name of the arguments after ``--``, or ""
     """
@@ -73,13 +89,17 @@ class Command:
     data: bool = False
     columns: tuple[str, ...] = ()
     record: bool = False
+    output: bool = False
+    many: bool = False
+    log: bool = False
+    access: Access = Access.RUN
     argument: str = ""
     rest: str = ""
 
 
 def snake_case(name: str) -> str:
     """``execOnPeer`` as ``exec_on_peer``."""
-    return re.sub(r"(?<=[a-z])([A-Z])", r"_\1", name).lower()
+    return re.sub(r"(?<=[a-z])([A-Z])", r"_\1", name).replace("-", "_").lower()
 
 
 def _peer(help_: str, required: bool = True) -> Option:
@@ -130,22 +150,35 @@ COMMANDS: tuple[Command, ...] = (
         "remotePull", "Run the peer's pull-command (git pull) in its repository.", (PEER, BUILD_TIMEOUT), record=True
     ),
     Command("remoteBd", "Run the peer's build-command in its build-directory.", (PEER, BUILD_TIMEOUT), record=True),
-    Command("remoteDeployDaemon", "remotePull, then remoteBd; stops at the first failure.", (PEER, BUILD_TIMEOUT)),
+    Command(
+        "remoteDeployDaemon",
+        "remotePull, then remoteBd; stops at a failure, and sees that peerd works.",
+        (PEER, BUILD_TIMEOUT, Option("--no-rollback", "Leave a peerd that does not work as it is.")),
+        output=True,
+    ),
     Command(
         "listJobs",
         "List what runs on the peers, and the detached jobs whose output is kept.",
         (_peer("Only this peer's.", False),),
         data=True,
         columns=("exec_id", "peer", "caller", "command", "detached", "started", "outcome", "exit_status"),
+        many=True,
+        access=Access.READ_LOG,
     ),
-    Command("getJob", "Show one job.", (JOB, JOB_PEER), data=True),
+    Command("getJob", "Show one job.", (JOB, JOB_PEER), data=True, access=Access.READ_LOG),
     Command(
         "attachJob",
         "Show a detached job's output from its beginning, then live; Ctrl-C leaves it.",
         (JOB, JOB_PEER),
         record=True,
     ),
-    Command("waitJob", "Wait for the end of a job; the exit status is the job's.", (JOB, JOB_PEER), data=True),
+    Command(
+        "waitJob",
+        "Wait for the end of a job; the exit status is the job's.",
+        (JOB, JOB_PEER),
+        data=True,
+        access=Access.READ_LOG,
+    ),
     Command("cancelJob", "Stop a job and all that it started.", (JOB, JOB_PEER)),
     Command(
         "history",
@@ -158,6 +191,8 @@ COMMANDS: tuple[Command, ...] = (
         ),
         data=True,
         columns=("started", "side", "peer", "caller", "command", "outcome", "exit_status", "duration", "exec_id"),
+        many=True,
+        access=Access.READ_LOG,
     ),
     Command(
         "setPeerConfig",
@@ -167,19 +202,40 @@ COMMANDS: tuple[Command, ...] = (
             Option("--id", "This machine's peer id (the host name).", "ID", validate.peer_id),
             LEADER,
         ),
+        access=Access.CONFIGURE,
     ),
-    Command("registerWorker", "Join the leader as a worker, with the host name as id.", (LEADER,)),
-    Command("getPeerStatus", "Show this machine's role, id and connection.", data=True),
+    Command(
+        "registerWorker",
+        "Join the leader as a worker, with the host name as id.",
+        (LEADER,),
+        access=Access.CONFIGURE,
+    ),
+    Command("getPeerStatus", "Show this machine's role, id and connection.", data=True, access=Access.READ),
     Command(
         "listPeers",
         "List the registered peers.",
         data=True,
         columns=("peer_id", "ip_address", "hostname", "state", "is_online", "last_seen", "daemon_version"),
+        many=True,
+        access=Access.READ,
     ),
-    Command("getPeerInfo", "Show one registered peer.", (PEER,), data=True),
-    Command("deletePeer", "Delete a peer from the registry.", (PEER, FROM)),
-    Command("approvePeer", "Make a peer of a registration that waits or was refused.", (PEER, FROM)),
-    Command("rejectPeer", "Keep a peer or a registration out until it is approved or deleted.", (PEER, FROM)),
+    Command("getPeerInfo", "Show one registered peer.", (PEER,), data=True, access=Access.READ),
+    Command(
+        "getPeerIdByIp",
+        "Show the id of the peer with this address.",
+        (Option("--ip", "The peer's address in the VPN.", "ADDRESS", validate.address, True),),
+        access=Access.READ,
+    ),
+    Command("deletePeer", "Delete a peer from the registry.", (PEER, FROM), access=Access.CONFIGURE),
+    Command(
+        "approvePeer", "Make a peer of a registration that waits or was refused.", (PEER, FROM), access=Access.CONFIGURE
+    ),
+    Command(
+        "rejectPeer",
+        "Keep a peer or a registration out until it is approved or deleted.",
+        (PEER, FROM),
+        access=Access.CONFIGURE,
+    ),
     Command(
         "checkPolicy",
         "Say whether a peer may run a command on this machine, and why.",
@@ -193,12 +249,37 @@ COMMANDS: tuple[Command, ...] = (
             Option("--timeout", "The timeout that it asks for.", "SECONDS", validate.seconds),
         ),
         data=True,
+        access=Access.READ_LOG,
         rest="argv",
     ),
-    Command("dbSanityCheck", "Delete registry entries that a worker should not have.", data=True),
-    Command("ping", "Ask the daemon, or a peer's, for a sign of life.", (_peer("Ask this peer's daemon.", False),)),
-    Command("version", "Show the version of the daemon."),
+    Command(
+        "dbSanityCheck",
+        "Delete registry entries that a worker should not have.",
+        data=True,
+        access=Access.CONFIGURE,
+    ),
+    Command(
+        "ping",
+        "Ask the daemon, or a peer's, for a sign of life.",
+        (_peer("Ask this peer's daemon.", False),),
+        access=Access.READ,
+    ),
+    Command(
+        "log",
+        "Show what peerd recorded here, or on a peer.",
+        (
+            _peer("Ask this peer's daemon.", False),
+            Option("--since", "From this time on: 30m, 2h, 7d ago, or at a time.", "TIME", validate.since),
+            Option("--lines", "The last so many (100; all with --since).", "COUNT", validate.lines, short="-n"),
+            Option("--follow", "Go on with those to come, until Ctrl-C.", short="-f"),
+        ),
+        data=True,
+        many=True,
+        log=True,
+        access=Access.READ_LOG,
+    ),
+    Command("version", "Show the version of the daemon.", access=Access.READ),
     Command("help", "Show help on d or on one command.", argument="command"),
-    Command("listCommands", "List the commands.", data=True),
+    Command("listCommands", "List the commands.", data=True, many=True, access=Access.READ),
 )
 BY_NAME = {command.name: command for command in COMMANDS}

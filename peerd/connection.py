@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from peerd import messages, network, protocol
 from peerd.errors import Code, PeerdError
+from peerd.messages import Hello
 from peerd.protocol import Decoder, Frame
 
 _CHUNK = 256 * 1024
@@ -21,14 +22,14 @@ _NO_LINGER = struct.pack("ii", 1, 0)
 class Connection:
     """One end of a connection.
 
-    :ivar boot: the boot id of the machine at the other end, as its hello gave it; "" where it gave none
+    :ivar hello: what the other end said of itself
     """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
         self._decoder = Decoder()
-        self.boot = ""
+        self.hello = Hello(protocol.OLDEST_VERSION, "")
 
     @property
     def socket(self) -> socket.socket:
@@ -47,6 +48,11 @@ class Connection:
         """The port from which a TCP connection comes; 0 where it is not known."""
         name = self._writer.get_extra_info("peername")
         return int(name[1]) if name else 0
+
+    @property
+    def resumable(self) -> bool:
+        """Whether the other end confirms what it received and can get back to a command."""
+        return self.hello.protocol >= protocol.RESUMABLE
 
     @property
     def usable(self) -> bool:
@@ -68,7 +74,11 @@ class Connection:
         :raises ConnectionError: when the connection is lost
         """
         self.post(type_, fields, payload)
-        await self._writer.drain()
+        try:
+            await self._writer.drain()
+        except OSError as error:
+            # What TCP says of a machine that vanished (ETIMEDOUT, EHOSTUNREACH) is none of Python's ConnectionErrors.
+            raise ConnectionError(error.errno, error.strerror) from None
 
     async def receive(self) -> Frame | None:
         """The next frame, or None at the end of the stream.
@@ -139,7 +149,7 @@ async def connect(address: str, port: int, timeout: float, version: str) -> Conn
             network.tune(dialled)
             connection = Connection(*await asyncio.open_connection(sock=dialled))
             connection.post("hello", messages.hello(version, network.boot_id()))
-            connection.boot = messages.check_hello((await connection.expect("hello")).fields)
+            connection.hello = messages.check_hello((await connection.expect("hello")).fields)
     except BaseException:
         if connection:
             connection.abort()

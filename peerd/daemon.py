@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+import stat
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ import sdnotify
 from systemd import daemon as systemd
 
 from peerd import __version__, config
+from peerd.bus import Bus
 from peerd.errors import PeerdError
 from peerd.executor import Executor
 from peerd.fronts import Front
@@ -35,6 +37,7 @@ CONFIG_FILE = Path("/etc/peerd/peerd.conf")
 CONFIG_DIRECTORY = Path("/etc/peerd/peerd.conf.d")
 EX_CONFIG = 78
 """sysexits.h: the configuration is wrong."""
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _STATUS_DELAY = 0.5
 _BACKLOG = 1024
 _USEC = 1_000_000
@@ -45,8 +48,11 @@ def read_config() -> tuple[config.Config, list[str]]:
 
     :raises ConfigError: when it cannot be used
     """
-    files = [CONFIG_FILE, *sorted(CONFIG_DIRECTORY.glob("*.conf"))]
-    return config.parse((str(file), _read(file)) for file in files if file.exists())
+    files = [file for file in (CONFIG_FILE, *sorted(CONFIG_DIRECTORY.glob("*.conf"))) if file.exists()]
+    settings, warnings = config.parse((str(file), _read(file)) for file in files)
+    # Who may write a policy has what it could allow.
+    exposed = [file for file in files if file.stat().st_mode & _OTHERS_WRITE]
+    return settings, [*warnings, *(f"{file}: others than its owner may write it" for file in exposed)]
 
 
 def _read(file: Path) -> str:
@@ -95,6 +101,7 @@ class Daemon:
             "unix": UnixFront(self._node, service, current),
             "tcp": TcpFront(self._node, self._executor, current),
         }
+        self._bus = Bus(self._node, service, self._executor, current)
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT."""
@@ -105,6 +112,7 @@ class Daemon:
         loop.set_exception_handler(_report_stray)
         self._executor.start(self._kept)
         self._node.start()
+        self._bus.start()
         sleep = SleepWatch(self._scopes.connect, self._node.resumed)
         # For the unix socket, too: start_unix_server of Python 3.13 would remove its file, which is systemd's.
         servers = [
@@ -119,6 +127,7 @@ class Daemon:
         self._notifier.notify("STOPPING=1\nSTATUS=Stopping")
         for server in servers:
             server.close()
+        await self._bus.close()
         for front in self._fronts.values():
             await front.close()
         await self._executor.close()
@@ -141,6 +150,7 @@ class Daemon:
         return f"{part}, {running} {'command' if running == 1 else 'commands'} running"
 
     def _changed(self) -> None:
+        self._bus.changed()
         # Every notification wakes PID 1; many changes at once are one.
         if self._status_due is None:
             self._status_due = asyncio.get_running_loop().call_later(_STATUS_DELAY, self._show_status)

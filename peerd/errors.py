@@ -54,6 +54,7 @@ class Code(enum.StrEnum):
     START_FAILED = "start-failed"
     DUPLICATE = "duplicate"
     OUT_OF_MEMORY = "out-of-memory"
+    TOO_MUCH_OUTPUT = "too-much-output"
     DENIED = "denied"
     UNKNOWN_PEER = "unknown-peer"
     ID_TAKEN = "id-taken"
@@ -71,6 +72,7 @@ class Code(enum.StrEnum):
     BAD_MESSAGE = "bad-message"
     UNKNOWN_MESSAGE = "unknown-message"
     VERSION = "version"
+    TOO_OLD = "too-old"
     BUSY = "busy"
     NOT_STORED = "not-stored"
     INTERNAL = "internal"
@@ -86,10 +88,13 @@ class Kind:
     exit_status: int = EXIT_FAILURE
 
 
+_DIRECTORY_HINT = "It comes from --directory, or for remotePull and remoteBd from peerd.conf(5) there (repository)."
+
 KINDS: Mapping[Code, Kind] = {
     Code.PEER_NOT_FOUND: Kind(
         "Peer not found: {peer}",
         (
+            "{suggestion}",
             "Peer hasn't registered with the leader. On the missing peer, run:",
             "    d registerWorker    # uses the hostname, connects to the leader",
             "The registered peers: d listPeers",
@@ -160,15 +165,27 @@ KINDS: Mapping[Code, Kind] = {
         ("How it ended: d getJob --job {exec_id}",),
         Outcome.LOST,
     ),
-    Code.NO_SUCH_DIRECTORY: Kind("No such directory on {peer}: {directory}"),
-    Code.NOT_A_DIRECTORY: Kind("Not a directory on {peer}: {directory}"),
-    Code.NO_SUCH_USER: Kind("No such user on {peer}: {user}"),
-    Code.NO_ACCESS: Kind("Cannot enter directory on {peer}: {directory} ({reason})"),
+    Code.NO_SUCH_DIRECTORY: Kind("No such directory on {peer}: {directory}", (_DIRECTORY_HINT,)),
+    Code.NOT_A_DIRECTORY: Kind("Not a directory on {peer}: {directory}", (_DIRECTORY_HINT,)),
+    Code.NO_SUCH_USER: Kind(
+        "No such user on {peer}: {user}", ("Who there is: d execOnPeer --peer {peer} --directory / -- getent passwd",)
+    ),
+    Code.NO_ACCESS: Kind(
+        "Cannot enter directory on {peer}: {directory} ({reason})",
+        ("Look: d execOnPeer --peer {peer} --directory / -- namei -l {directory}",),
+    ),
     Code.START_FAILED: Kind(
         "Could not start the command on {peer}: {reason}", ("The record: journalctl -t peerd, there",)
     ),
     Code.DUPLICATE: Kind("This command was already run on {peer}: {exec_id}"),
-    Code.OUT_OF_MEMORY: Kind("Out of memory: the command on {peer} was stopped", (), Outcome.OOM),
+    Code.OUT_OF_MEMORY: Kind(
+        "Out of memory: the command on {peer} was stopped",
+        ("Give it more (--memory), or look what else runs there: systemd-cgtop",),
+        Outcome.OOM,
+    ),
+    Code.TOO_MUCH_OUTPUT: Kind(
+        "Output too large for a reply: {reason}", ("On the command line it has no limit: d execOnPeer",)
+    ),
     Code.DENIED: Kind("Permission denied: {reason}", (), Outcome.DENIED),
     Code.UNKNOWN_PEER: Kind(
         "Permission denied: {address} is not a registered peer of {peer}",
@@ -220,12 +237,25 @@ KINDS: Mapping[Code, Kind] = {
             "To make it the leader: d setPeerConfig --role leader --id NAME",
         ),
     ),
-    Code.OWN_ADDRESS: Kind("The leader's address is this machine's own: {address}"),
-    Code.SELF_DELETE: Kind("The leader cannot delete itself from its registry: {peer}"),
+    Code.OWN_ADDRESS: Kind(
+        "The leader's address is this machine's own: {address}",
+        ("A worker's leader is another machine. To make this one the leader: d setPeerConfig --role leader",),
+    ),
+    Code.SELF_DELETE: Kind(
+        "The leader cannot delete itself from its registry: {peer}",
+        ("First make another machine the leader: d setPeerConfig --role leader, there",),
+    ),
     Code.USAGE: Kind("{reason}", (), Outcome.FAILED, EXIT_USAGE),
     Code.BAD_MESSAGE: Kind("Malformed message: {reason}"),
     Code.UNKNOWN_MESSAGE: Kind("Unknown message: {name}", ("Is peerd on one of the machines older? (d listPeers)",)),
-    Code.VERSION: Kind("No common protocol version: theirs is {theirs}, ours is {ours}"),
+    Code.VERSION: Kind(
+        "No common protocol version: theirs is {theirs}, ours is {ours}",
+        ("Install the same version of peerd on both machines: d version",),
+    ),
+    Code.TOO_OLD: Kind(
+        "peerd on {peer} is too old for this",
+        ("Which version it has: d listPeers. To upgrade it: d remoteDeployDaemon",),
+    ),
     Code.BUSY: Kind("Too busy: {reason}", ("Try again when some of them have ended.",), Outcome.DENIED),
     Code.NOT_STORED: Kind(
         "The state of {peer} cannot be stored: {reason}",
@@ -247,6 +277,7 @@ _DEFAULTS = {
     "exec_id": "",
     "directory": "",
     "user": "",
+    "suggestion": "",
 }
 _MAX_DETAIL = 4096
 
@@ -279,8 +310,8 @@ class PeerdError(Exception):
 
     @property
     def hints(self) -> list[str]:
-        """The lines that say what to do next."""
-        return [self._format(hint) for hint in self.kind.hints]
+        """The lines that say what to do next; one that has nothing to say is left out."""
+        return [line for hint in self.kind.hints if (line := self._format(hint))]
 
     @property
     def text(self) -> str:

@@ -81,29 +81,15 @@ class Execution:
         result = job.result
         if detach and result is None:
             return Answer(text=job.exec_id, record=record(job))
-        return _answer(job)
+        return answer_of(job)
 
     async def do_remote_pull(self, session: Session, peer: str, timeout: float | None = None) -> Answer:
         """Run the peer's pull-command."""
-        return await self._act(session, peer, Action.PULL, timeout)
+        return await self.act(session, peer, Action.PULL, timeout)
 
     async def do_remote_bd(self, session: Session, peer: str, timeout: float | None = None) -> Answer:
         """Run the peer's build-command."""
-        return await self._act(session, peer, Action.BUILD, timeout)
-
-    async def do_remote_deploy_daemon(self, session: Session, peer: str, timeout: float | None = None) -> Answer:
-        """Pull, then build; stop at the first failure and say at which step."""
-        for step, action in enumerate(Action, 1):
-            if session.resume and step < session.resume.step:
-                continue
-            session.say(f"{action} on {peer} (step {step} of {len(Action)})")
-            answer = await self._act(session, peer, action, timeout, step)
-            if answer.status:
-                skipped = ", build not started" if action is Action.PULL else ""
-                session.say(f"Deploy on {peer} failed: {action} ended with exit status {answer.status}{skipped}")
-                return answer
-        session.say(f"Deployed on {peer}")
-        return Answer()
+        return await self.act(session, peer, Action.BUILD, timeout)
 
     async def execute(self, peer_id: str, request: ExecRequest, session: Session, step: int = 1) -> Job:
         """Run a command on a peer, which may be this machine; every failure is a result too.
@@ -127,10 +113,14 @@ class Execution:
                 result = await self._run_here(request, session, resume)
             else:
                 remote = await self.remote(peer_id, request.exec_id, session, resume is not None)
-                result = await (remote.attach(resume.offsets, True) if resume else remote.execute(request))
+                if resume and not request.detach:
+                    result = await remote.attach(resume.offsets, True)
+                else:
+                    result = await remote.execute(request)
         except PeerdError as error:
             result = ExecResult.failure(error, round((time.monotonic() - began) * _USEC))
-        if request.detach and result.error is None:
+        # Who is cut off while a detached command starts asks for the same once more.
+        if request.detach and (not result.error or (resume and result.error.code is Code.DUPLICATE)):
             return job
         job = replace(job, result=result)
         if result.left_behind:
@@ -149,13 +139,16 @@ class Execution:
         )
         return job
 
-    async def remote(self, peer_id: str, exec_id: str, session: Session, patient: bool = False) -> Remote:
+    async def remote(
+        self, peer_id: str, exec_id: str, session: Session, patient: bool = False, patience: float | None = None
+    ) -> Remote:
         """The other side of a command on another peer.
 
         :param patient: whether to wait for the leader, to which a worker that was started just now is not connected yet
+        :param patience: seconds to try to get back to it, reattach-timeout if not given
         :raises PeerdError: PEER_NOT_FOUND, or why the leader cannot be asked
         """
-        patience = self._config().reattach_timeout
+        patience = patience or self._config().reattach_timeout
         deadline = time.monotonic() + patience
         while True:
             try:
@@ -171,6 +164,8 @@ class Execution:
         if request.detach:
             return await self._executor.detach(request, session.caller)
         if not resume:
+            if session.cancel.is_set():
+                raise PeerdError(Code.CANCELLED, peer=self._node.peer_id)
             await self._executor.launch(request, session.caller)
         offsets = resume.offsets if resume else session.delivery.offsets
         try:
@@ -182,9 +177,10 @@ class Execution:
         self._executor.delivered(request.exec_id)
         return result
 
-    async def _act(self, session: Session, peer: str, action: Action, timeout: float | None, step: int = 1) -> Answer:
+    async def act(self, session: Session, peer: str, action: Action, timeout: float | None, step: int = 1) -> Answer:
+        """Have a peer do one of its own actions."""
         request = ExecRequest(new_exec_id(), action=action, timeout=timeout)
-        return _answer(await self.execute(peer, request, session, step))
+        return answer_of(await self.execute(peer, request, session, step))
 
 
 def new_exec_id() -> str:
@@ -192,6 +188,7 @@ def new_exec_id() -> str:
     return secrets.token_hex(8)
 
 
-def _answer(job: Job) -> Answer:
+def answer_of(job: Job) -> Answer:
+    """The answer of a command that was run."""
     assert job.result is not None
     return Answer(error=job.result.error, status=job.result.exit_status, record=record(job))

@@ -7,6 +7,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from peerd import connection, fdstore, guard, handles, history, run, scopes
 from peerd.audience import Audience
@@ -27,6 +28,9 @@ from peerd.streams import Output, Room, Window
 _REMEMBERED = 100_000
 """How many exec ids are remembered in memory, so that none runs twice even where the history cannot be written."""
 _STDIN_NAME = ".stdin"
+_DEPLOY = Path(__file__).with_name("deploy.sh")
+_DEPLOY_TIME = 300.0
+"""Seconds for a deploy beside its build: to see that peerd works, to roll back, and to see it again."""
 
 
 class Executor:
@@ -103,6 +107,7 @@ class Executor:
             asked, request = request.timeout, self._resolve(request)
             if not caller.user:
                 request = await guard.admit(self._config().policy, request, asked, caller.peer, self._name())
+            request = self._settle(request)
             self._admit(request)
             # A task of its own: a caller that goes away now finds a command that can be looked after, or none.
             starting = asyncio.create_task(self._launch(request, caller))
@@ -152,44 +157,60 @@ class Executor:
         self._take_up(started)
         return started
 
-    def _take_up(self, one: Run) -> None:
+    def _take_up(self, one: Run, known: ExecResult | None = None) -> None:
         exec_id = one.request.exec_id
         self._runs[exec_id] = one
-        self._tasks[exec_id] = asyncio.create_task(self._see_to_end(one))
+        self._tasks[exec_id] = asyncio.create_task(self._see_to_end(one, known))
         self._changed()
         self._watch_over(one)
 
     def _adopt(self, name: str, descriptors: Sequence[int], stdin: Sequence[int]) -> None:
         try:
-            ours, start, cancelled = handles.adopt(name, descriptors, stdin[0] if stdin else None)
+            ours, start, notes = handles.adopt(name, descriptors, stdin[0] if stdin else None)
         except HandlesError as error:
             log(Event.INTERNAL_ERROR, f"{name} cannot be taken up again: {error}")
             fdstore.forget(name)
+            fdstore.forget(f"{name}{_STDIN_NAME}")
             return
         exec_id = start.request.exec_id
         spools = self._storage.open(exec_id, live=True) if start.request.detach else ours.spools
-        if self._history.get(history.RAN, exec_id) is None or not spools:
+        entry = self._history.get(history.RAN, exec_id)
+        if not spools or not (entry or handles.RELEASED in notes):
             # It was never released: whoever asked for it will ask again.
             ours.close(forget=True)
+            self._storage.remove(exec_id)
+            for spool in (spools or {}).values():
+                spool.close()
             return
         room: Room = Quota(self._storage, spools, self._config().job_output_limit) if start.request.detach else Window()
         self._seen[exec_id] = None
-        self._take_up(Run(start, ours, spools, room, self._scopes, self._name(), True, cancelled))
+        cancelled = handles.CANCELLED in notes
+        one = Run(start, ours, spools, room, self._scopes, self._name(), True, cancelled)
+        self._take_up(one, entry.job.result if entry else None)
 
     def _resolve(self, request: ExecRequest) -> ExecRequest:
         config = self._config()
-        directory, command = request.directory, request.shell_cmd
         default = config.detached_timeout if request.detach else config.default_timeout
         if request.action:
             default = config.build_timeout
             pull = request.action is Action.PULL
             directory = config.repository if pull else config.build_path
             command = config.pull_command if pull else config.build_command
+            request = replace(request, directory=directory, shell_cmd=command)
         timeout = request.timeout or default
         if timeout > config.max_timeout:
             limit = f"a timeout of {timeout:g} s is more than max-timeout of {self._name()}, {config.max_timeout:g} s"
             raise PeerdError(Code.DENIED, reason=limit)
-        return replace(request, directory=directory, shell_cmd=command, timeout=timeout)
+        return replace(request, timeout=timeout)
+
+    @staticmethod
+    def _settle(request: ExecRequest) -> ExecRequest:
+        """The request of an action as that of a command, which any process of peerd can take up."""
+        if request.action is Action.DEPLOY:
+            timeout = request.timeout or 0.0
+            argv = ("/bin/sh", str(_DEPLOY), "yes" if request.rollback else "no", f"{timeout:g}", request.shell_cmd)
+            request = replace(request, argv=argv, shell_cmd="", timeout=timeout + _DEPLOY_TIME)
+        return replace(request, action=None)
 
     def _admit(self, request: ExecRequest) -> None:
         if request.exec_id in self._seen or self._history.get(history.RAN, request.exec_id):
@@ -203,14 +224,21 @@ class Executor:
 
     # --- ending
 
-    async def _see_to_end(self, one: Run) -> None:
+    async def _see_to_end(self, one: Run, known: ExecResult | None) -> None:
+        """See a command to its end.
+
+        :param known: its result where an earlier process saw its end, and only its caller did not hear of it
+        """
         exec_id = one.request.exec_id
         try:
             one.result = await one.to_end()
         except Exception as error:
             report(error, f"command {exec_id}")
             one.result = ExecResult.failure(PeerdError(Code.INTERNAL, reason=type(error).__name__))
-        self._record(one.job, one.caller.peer)
+        if known:
+            one.result = known
+        else:
+            self._record(one.job, one.caller.peer)
         self._history.trim(self._config().history_limit)
         one.ended.set()
         one.output.end()
@@ -284,11 +312,16 @@ class Executor:
             return entry.job
         raise PeerdError(Code.NO_SUCH_JOB, exec_id=exec_id)
 
+    @property
+    def active(self) -> list[Job]:
+        """The commands that run here."""
+        return [one.job for one in self._runs.values() if one.result is None]
+
     def jobs(self, limit: int) -> Iterable[Job]:
         """The commands that run here, and the detached ones that have ended and whose output is kept."""
         ended = self._history.find(history.RAN, detached=True, limit=limit)
         kept = [entry.job for entry in ended if entry.job.result and self._storage.has(entry.job.exec_id)]
-        return [*(one.job for one in self._runs.values() if one.result is None), *kept][:limit]
+        return [*self.active, *kept][:limit]
 
     async def wait(self, exec_id: str) -> Job:
         """Wait until a command has ended.

@@ -12,7 +12,7 @@ from peerd.errors import Code, PeerdError
 from peerd.journal import Event, log, report
 from peerd.node import Node
 from peerd.protocol import Frame
-from peerd.session import Delivery
+from peerd.session import ConfirmingSink, Delivery, Sink
 from peerd.stdin import Stdin
 
 _HELLO_LIMIT = 10.0
@@ -82,7 +82,7 @@ class Front:
 
     async def _greet(self, link: Connection) -> None:
         async with asyncio.timeout(_HELLO_LIMIT):
-            messages.check_hello((await link.expect("hello")).fields)
+            link.hello = messages.check_hello((await link.expect("hello")).fields)
         await link.send("hello", messages.hello(__version__, network.boot_id()))
 
     async def _answer(self, link: Connection, handler: Callable[[Frame], Awaitable[None]], frame: Frame) -> None:
@@ -120,6 +120,7 @@ class Conversation:
         self.stdin = Stdin(self._tell_window)
         self.delivery = Delivery()
         self.exec_id = ""
+        self._until = 0
 
     async def __aenter__(self) -> Conversation:
         self._watcher = asyncio.create_task(self._watch())
@@ -141,7 +142,16 @@ class Conversation:
         return self.done.is_set()
 
     def _tell_window(self, start: int | None, until: int) -> None:
-        self._link.post("stdinWindow", {"until": until} if start is None else {"from": start, "until": until})
+        if self._link.resumable:
+            self._link.post("stdinWindow", {"until": until} if start is None else {"from": start, "until": until})
+        else:
+            self._link.post("stdinCredit", {"bytes": until - self._until})
+        self._until = until
+
+    def sink(self) -> Sink:
+        """Where output goes. Who does not confirm what it received has it all, as far as anybody knows."""
+        sink = FrameSink(self._link)
+        return sink if self._link.resumable else ConfirmingSink(sink, self.delivery)
 
     async def _watch(self) -> None:
         try:
@@ -155,6 +165,8 @@ class Conversation:
         finally:
             if not (self.done.is_set() or asyncio.current_task().cancelling()):  # type: ignore[union-attr]
                 self.gone.set()
+                if not self._link.resumable:
+                    self.cancel.set()
 
     def _take(self, frame: Frame) -> None:
         match frame.type:

@@ -10,7 +10,7 @@ from peerd import policy
 from peerd.errors import Code, PeerdError
 from peerd.job import Job
 from peerd.journal import Event, log
-from peerd.messages import ExecRequest, RegistryAction
+from peerd.messages import Action, ExecRequest, RegistryAction
 from peerd.policy import Decision, Policy, Question
 
 _RESOLVE_LIMIT = 5.0
@@ -53,7 +53,7 @@ async def admit(rules: Policy, request: ExecRequest, asked: float | None, peer: 
             request.directory,
             request.shell_cmd,
             request.argv,
-            request.action.value if request.action else "",
+            _permission(request.action),
             tuple(request.env),
             asked,
         ),
@@ -75,6 +75,11 @@ async def admit(rules: Policy, request: ExecRequest, asked: float | None, peer: 
         raise PeerdError(Code.DENIED, reason=f"{name} does not allow this")
     limits = (limit for limit in (request.timeout, decision.max_timeout) if limit is not None)
     return replace(request, directory=question.directory, timeout=min(limits, default=None), resolved=decision.resolved)
+
+
+def _permission(action: Action | None) -> str:
+    """The word of a rule for an action; a deploy is a build that is looked after."""
+    return "" if action is None else Action.BUILD.value if action is Action.DEPLOY else action.value
 
 
 def consent(rules: Policy, action: RegistryAction, peer_id: str, peer: str) -> None:

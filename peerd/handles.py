@@ -24,7 +24,10 @@ from peerd.session import Caller
 from peerd.spool import Spool
 
 _MEMO = "peerd-memo"
-_CANCELLED = b"cancelled\n"
+CANCELLED = "cancelled"
+"""A note in a memo: the command was cancelled."""
+RELEASED = "released"
+"""A note in a memo: the command was let go, and so may have run."""
 _CONTROL = "control"
 _STDIN = "stdin"
 
@@ -105,11 +108,11 @@ class Handles:
     def _stdin_name(self) -> str:
         return f"{self.name}.{_STDIN}"
 
-    def note_cancel(self) -> None:
-        """Remember across a restart that the command was cancelled."""
+    def note(self, text: str) -> None:
+        """Remember across a restart what happened: :data:`CANCELLED` or :data:`RELEASED`."""
         if self.memo >= 0:
             os.lseek(self.memo, 0, os.SEEK_END)
-            os.write(self.memo, _CANCELLED)
+            os.write(self.memo, f"{text}\n".encode())
 
     def close_stdin(self) -> None:
         """Let the command see the end of its input."""
@@ -168,14 +171,15 @@ def create(stdin: bool, spooled: bool) -> tuple[Handles, list[int]]:
     return handles, [*ends, gate_end.detach()]
 
 
-def adopt(name: str, descriptors: Sequence[int], stdin_pipe: int | None) -> tuple[Handles, Start, bool]:
+def adopt(name: str, descriptors: Sequence[int], stdin_pipe: int | None) -> tuple[Handles, Start, frozenset[str]]:
     """The descriptors of a command that an earlier process started.
 
     :param name: the name of its scope
     :param stdin_pipe: the one that was kept by itself, if there is one
-    :returns: the descriptors, what the memo says, and whether the command was cancelled
+    :returns: the descriptors, how the command was started, and what was noted since
     :raises HandlesError: where something is missing; all descriptors are closed then
     """
+    everything = [*descriptors, *([stdin_pipe] if stdin_pipe is not None else [])]
     try:
         memo = next(fd for fd in descriptors if os.readlink(f"/proc/self/fd/{fd}").startswith(f"/memfd:{_MEMO}"))
         lines = os.pread(memo, os.fstat(memo).st_size, 0).split(b"\n")
@@ -188,25 +192,22 @@ def adopt(name: str, descriptors: Sequence[int], stdin_pipe: int | None) -> tupl
             float(told["began"]),
             int(told["startedUsec"]),
         )
-        found = {tuple(_identity(fd)): fd for fd in (*descriptors, *([stdin_pipe] if stdin_pipe is not None else []))}
+        found = {tuple(_identity(fd)): fd for fd in everything}
         ours = {role: found[tuple(identity)] for role, identity in told["roles"].items() if tuple(identity) in found}
-        handles = Handles(
-            socket.socket(fileno=ours[_CONTROL]),
-            {stream: ours[f"{stream}.pipe"] for stream in STREAMS},
-            {stream: Spool(ours[f"{stream}.spool"]) for stream in STREAMS if f"{stream}.spool" in ours},
-            (Spool(ours["stdin.spool"]), ours["stdin.pipe"]) if "stdin.pipe" in ours else None,
-            name,
-            memo,
-        )
-    except (StopIteration, KeyError, TypeError, ValueError, OSError, PeerdError) as error:
-        for fd in descriptors:
+        pipes = {stream: ours[f"{stream}.pipe"] for stream in STREAMS}
+        spools = {stream: Spool(ours[f"{stream}.spool"]) for stream in STREAMS if f"{stream}.spool" in ours}
+        stdin = (Spool(ours["stdin.spool"]), ours["stdin.pipe"]) if "stdin.pipe" in ours else None
+        # Last, because a socket closes itself.
+        handles = Handles(socket.socket(fileno=ours[_CONTROL]), pipes, spools, stdin, name, memo)
+    except (StopIteration, KeyError, TypeError, ValueError, AttributeError, OSError, PeerdError) as error:
+        for fd in everything:
             with contextlib.suppress(OSError):
                 os.close(fd)
         raise HandlesError(f"{type(error).__name__}: {error}") from None
     handles.control.setblocking(False)
     if handles.stdin is None and "stdin.spool" in ours:
         os.close(ours["stdin.spool"])
-    return handles, start, _CANCELLED.strip() in lines[1:]
+    return handles, start, frozenset(line.decode() for line in lines[1:] if line)
 
 
 def _identity(fd: int) -> list[int]:

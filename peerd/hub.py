@@ -136,7 +136,7 @@ class Hub:
         peer = next((entry for entry in chosen if entry.state is State.REGISTERED), None)
         claims = [entry for entry in chosen if entry is not peer]
         if not (peer or claims):
-            raise PeerdError(Code.PEER_NOT_FOUND, peer=peer_id)
+            raise self.book.missing(peer_id)
         deleted = replace(peer, is_online=False, state=State.DELETED) if peer else None
         with self._registry.changing():
             for claim in claims:
@@ -305,7 +305,7 @@ class Hub:
 def _only(found: list[Peer], peer_id: str, address: str | None) -> Peer:
     chosen = [peer for peer in found if address in (None, peer.ip_address)]
     if not chosen:
-        raise PeerdError(Code.PEER_NOT_FOUND, peer=peer_id)
+        raise PeerdError(Code.PEER_NOT_FOUND, peer=peer_id, suggestion="")
     if len(chosen) > 1:
         addresses = " and ".join(peer.ip_address for peer in chosen)
         raise PeerdError(Code.USAGE, reason=f"{peer_id} registers from {addresses}: --address is needed")

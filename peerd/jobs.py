@@ -18,7 +18,7 @@ from peerd.execution import Execution
 from peerd.executor import Executor
 from peerd.history import Entry, History
 from peerd.job import Job
-from peerd.messages import STREAMS, ExecResult, take
+from peerd.messages import STREAMS, ExecResult, Offsets, take
 from peerd.node import Node
 from peerd.peers import Peer
 from peerd.render import record
@@ -87,20 +87,30 @@ class Jobs:
         if not known.detached:
             raise PeerdError(Code.NOT_DETACHED, exec_id=job)
         session.running(job, 1)
-        result: ExecResult | None
-        if where == self._node.peer_id:
-            result = await self._executor.attend(job, session, offsets)
-        else:
-            other = await self._execution.remote(where, job, session, bool(session.resume))
-            result = await _unless_cancelled(session, other.attach(offsets, bool(session.resume)))
+        result = await self.hear(where, job, session, offsets, session.resume is not None)
         if result is None:
             session.say(f"Left {job} running on {where}; to hear of it again: d attachJob --job {job}")
             return Answer(record=record(known), status=EXIT_CANCELLED)
         if result.dropped:
             session.say(f"{result.dropped} bytes of output were not kept: there was no room (job-output-limit)")
-        ended = replace(known, result=result)
-        self._learn(ended)
-        return Answer(error=result.error, status=result.exit_status, record=record(ended))
+        return Answer(error=result.error, status=result.exit_status, record=record(replace(known, result=result)))
+
+    async def hear(
+        self, peer: str, job: str, session: Session, offsets: Offsets, begun: bool, patience: float | None = None
+    ) -> ExecResult | None:
+        """Pass on the output of a detached job, from these offsets on, until its result.
+
+        :param begun: whether the caller heard of it before
+        :param patience: seconds to try to get back to it after the connection broke, reattach-timeout if not given
+        :returns: the result, or None where the caller has heard enough
+        :raises PeerdError: why nothing can be heard of it
+        """
+        if peer == self._node.peer_id:
+            return await self._executor.attend(job, session, offsets)
+        other = await self._execution.remote(peer, job, session, begun, patience)
+        result = await _unless_cancelled(session, other.attach(offsets, begun))
+        self._learn(job, result)
+        return result
 
     async def do_history(
         self,
@@ -122,7 +132,7 @@ class Jobs:
 
         async def ask(entry: Entry) -> None:
             with contextlib.suppress(PeerdError):
-                self._learn(await self._request("getJob", entry.job.exec_id, entry.peer))
+                self._learn(entry.job.exec_id, (await self.request("getJob", entry.job.exec_id, entry.peer)).result)
 
         entries = self._history.find(history.ASKED, outcome="", detached=True, limit=_AT_ONCE)
         await asyncio.gather(*(ask(entry) for entry in entries))
@@ -132,11 +142,11 @@ class Jobs:
         """The other peers that are online."""
         return [peer for peer in self._node.book.all() if peer.is_online and peer.peer_id != self._node.peer_id]
 
-    def _learn(self, job: Job) -> None:
+    def _learn(self, exec_id: str, result: ExecResult | None) -> None:
         """Complete what the history says of a job that was asked from here."""
-        entry = self._history.get(history.ASKED, job.exec_id)
-        if job.result and entry and entry.job.result is None:
-            self._history.put(history.ASKED, entry.peer, replace(entry.job, result=job.result))
+        entry = self._history.get(history.ASKED, exec_id)
+        if result and entry and entry.job.result is None:
+            self._history.put(history.ASKED, entry.peer, replace(entry.job, result=result))
 
     async def _locate(self, job: str, peer: str | None) -> str:
         """The id of the peer where a job runs or ran.
@@ -155,7 +165,7 @@ class Jobs:
             return entry.peer
 
         async def ask(other: Peer) -> str:
-            await self._request("getJob", job, other.peer_id)
+            await self.request("getJob", job, other.peer_id)
             return other.peer_id
 
         answers = await _each(self._others, ask)
@@ -169,13 +179,17 @@ class Jobs:
 
         :raises PeerdError: NO_SUCH_JOB; CANCELLED where the caller has waited enough
         """
-        answer = await _unless_cancelled(session, self._request(type_, job, await self._locate(job, peer)))
+        answer = await _unless_cancelled(session, self.request(type_, job, await self._locate(job, peer)))
         if answer is None:
             raise PeerdError(Code.NOT_WAITED, exec_id=job)
-        self._learn(answer)
+        self._learn(answer.exec_id, answer.result)
         return answer
 
-    async def _request(self, type_: str, job: str, peer: str) -> Job:
+    async def request(self, type_: str, job: str, peer: str) -> Job:
+        """Do what a message (getJob, waitJob, cancelJob) says with a job of a peer.
+
+        :raises PeerdError: NO_SUCH_JOB, or why the peer cannot be asked
+        """
         if peer == self._node.peer_id:
             return await answer(self._executor, type_, job)
         target = await self._node.resolve(peer)

@@ -172,6 +172,7 @@ class LeaderLink:
     :param interval: gives the seconds between heartbeats
     :param timeout: gives the seconds to wait for a connection
     :param changed: called with a sentence when the link comes or goes
+    :param updated: called when the copy of the registry has changed
     :param refused: called when the leader refuses the registration for another reason than the last time
     """
 
@@ -184,6 +185,7 @@ class LeaderLink:
         timeout: Callable[[], float],
         changed: Callable[[bool, str], None],
         refused: Callable[[PeerdError], None] = lambda error: None,
+        updated: Callable[[], None] = lambda: None,
     ) -> None:
         self.address = address
         self.book = PeerBook()
@@ -194,6 +196,7 @@ class LeaderLink:
         self._interval = interval
         self._timeout = timeout
         self._changed = changed
+        self._updated = updated
         self._refused = refused
         self._wake = asyncio.Event()
         self._doubt = asyncio.Event()
@@ -258,6 +261,7 @@ class LeaderLink:
             self._decided.set()
             if self.error and self.error.code is Code.DELETED:
                 self.book = PeerBook()
+                self._updated()
                 return
             if self.error and self.error.code is Code.PENDING:
                 # The approval may come at any moment.
@@ -306,6 +310,7 @@ class LeaderLink:
                 self.book.put(peer)
         elif frame.type == "peerRemoved":
             self.book.remove(take(frame.fields, "peer_id", validate.peer_id))
+        self._updated()
 
     async def _beat(self, link: Connection) -> None:
         with contextlib.suppress(OSError):

@@ -18,6 +18,9 @@ from peerd.registry import Identity, Registry
 from peerd.render import moment
 from peerd.session import Session
 
+_PATIENCE = 1.0
+"""Seconds after which somebody who waits is told for what."""
+
 
 class Membership:
     """A part of the service: a method for each of these commands."""
@@ -43,14 +46,15 @@ class Membership:
         if role == WORKER and not (leader or now.leader_address):
             leader = self._config().leader_address
         address = (leader or now.leader_address) if role == WORKER else ""
-        return await self._become(Identity(role, id or now.peer_id or _own_id(), address), "Peer config saved. ")
+        identity = Identity(role, id or now.peer_id or _own_id(), address)
+        return await self._become(identity, "Peer config saved. ", session)
 
     async def do_register_worker(self, session: Session, leader: str | None = None) -> Answer:
         """Join a leader under the host name; again, after a change or a deletion."""
         now = self._node.identity
         address = leader or now.leader_address or self._config().leader_address
         kept = now.peer_id if now.role == WORKER else ""
-        return await self._become(Identity(WORKER, kept or _own_id(), address), "")
+        return await self._become(Identity(WORKER, kept or _own_id(), address), "", session)
 
     async def do_get_peer_status(self, session: Session) -> Answer:
         """This machine's role, id and connection."""
@@ -86,8 +90,12 @@ class Membership:
         book, error = await self._node.peers()
         found = book.by_id(peer)
         if not found:
-            raise PeerdError(Code.PEER_NOT_FOUND, peer=peer)
+            raise book.missing(peer)
         return Answer(self._show(found), error=error)
+
+    async def do_get_peer_id_by_ip(self, session: Session, ip: str) -> Answer:
+        """The id of the peer with an address."""
+        return Answer(text=(await self._node.at(ip)).peer_id)
 
     async def do_db_sanity_check(self, session: Session) -> Answer:
         """Delete what a worker's database should not hold: registry entries."""
@@ -129,8 +137,13 @@ class Membership:
         except OSError as error:
             raise remote.connect_failed(target, error) from None
 
-    async def _become(self, identity: Identity, prefix: str) -> Answer:
-        error = await self._node.become(identity)
+    async def _become(self, identity: Identity, prefix: str, session: Session) -> Answer:
+        waiting = f"Waiting for the leader at {identity.leader_address}"
+        patience = asyncio.get_running_loop().call_later(_PATIENCE, session.say, waiting)
+        try:
+            error = await self._node.become(identity)
+        finally:
+            patience.cancel()
         what = f"{prefix}Role: leader, ID: {identity.peer_id}"
         if identity.role == WORKER:
             where = f"connected to leader at {identity.leader_address}"

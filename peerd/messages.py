@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from peerd import validate
 from peerd.errors import EXIT_CANCELLED, EXIT_FAILURE, EXIT_TIMEOUT, SIGNAL_BASE, Code, Outcome, PeerdError
-from peerd.protocol import PROTOCOL_VERSION
+from peerd.protocol import OLDEST_VERSION, PROTOCOL_VERSION
 
 T = TypeVar("T")
 MAX_TEXT = 255
@@ -31,6 +31,8 @@ class Action(enum.StrEnum):
 
     PULL = "pull"
     BUILD = "build"
+    DEPLOY = "deploy"
+    """A build that may replace peerd itself, and that is seen to leave one that works."""
 
 
 class RegistryAction(enum.StrEnum):
@@ -98,18 +100,37 @@ def hello(version: str, boot: str = "") -> dict[str, object]:
 
     :param boot: the boot id of this machine
     """
-    return {"protocol": PROTOCOL_VERSION, "version": version, "boot": boot}
+    return {"protocol": OLDEST_VERSION, "newest": PROTOCOL_VERSION, "version": version, "boot": boot}
 
 
-def check_hello(fields: Mapping[str, object]) -> str:
-    """The boot id of the machine at the other end, or "".
+@dataclass(frozen=True)
+class Hello:
+    """What a hello says of the other end.
 
-    :raises PeerdError: VERSION where the other end speaks another protocol version
+    :ivar protocol: the version of the protocol that is spoken with it
+    :ivar boot: the boot id of its machine, or ""
     """
-    theirs = take(fields, "protocol", lambda value: validate.integer(value, 0, 1_000_000))
-    if theirs != PROTOCOL_VERSION:
-        raise PeerdError(Code.VERSION, theirs=theirs, ours=PROTOCOL_VERSION)
-    return take(fields, "boot", _text, "")
+
+    protocol: int
+    boot: str
+
+
+def check_hello(fields: Mapping[str, object]) -> Hello:
+    """What a hello says of the other end.
+
+    :raises PeerdError: VERSION where the two have no version of the protocol in common
+    """
+
+    def version(value: object) -> int:
+        return validate.integer(value, 0, 1_000_000)
+
+    oldest = take(fields, "protocol", version)
+    newest = take(fields, "newest", version, oldest)
+    take(fields, "version", _text, "")
+    spoken = min(newest, PROTOCOL_VERSION)
+    if spoken < max(oldest, OLDEST_VERSION):
+        raise PeerdError(Code.VERSION, theirs=oldest if oldest > PROTOCOL_VERSION else newest, ours=PROTOCOL_VERSION)
+    return Hello(spoken, take(fields, "boot", _text, ""))
 
 
 @dataclass(frozen=True)
@@ -126,6 +147,7 @@ class ExecRequest:
     :ivar memory: bytes that it may use at most, or None (MemoryMax=)
     :ivar cpu: percent of one CPU that it may use at most, or None (CPUQuota=)
     :ivar tasks: processes and threads that it may have at most, or None (TasksMax=)
+    :ivar rollback: whether a deploy puts the former package back where the new peerd does not work
     :ivar detach: whether it goes on without its caller, its output kept for whoever attaches to it
     :ivar resolved: whether the directory must have no symbolic link in it when it is entered; the target's own doing
     """
@@ -144,6 +166,7 @@ class ExecRequest:
     cpu: float | None = None
     tasks: int | None = None
     detach: bool = False
+    rollback: bool = True
     resolved: bool = False
 
     @property
@@ -168,6 +191,7 @@ class ExecRequest:
             "cpu": self.cpu,
             "tasks": self.tasks,
             "detach": self.detach,
+            "noRollback": not self.rollback,
         }
         return {name: value for name, value in fields.items() if value}
 
@@ -177,8 +201,10 @@ class ExecRequest:
         exec_id = take(fields, "execId", validate.exec_id)
         timeout = take_optional(fields, "timeout", validate.seconds)
         action = take_optional(fields, "action", _action)
+        detach = take(fields, "detach", validate.boolean, False)
         if action:
-            return cls(exec_id, action=action, timeout=timeout)
+            rollback = not take(fields, "noRollback", validate.boolean, False)
+            return cls(exec_id, action=action, timeout=timeout, detach=detach, rollback=rollback)
         argv = take_optional(fields, "argv", validate.arguments) or ()
         return cls(
             exec_id,
@@ -193,7 +219,7 @@ class ExecRequest:
             memory=take_optional(fields, "memory", validate.size),
             cpu=take_optional(fields, "cpu", validate.percentage),
             tasks=take_optional(fields, "tasks", validate.count),
-            detach=take(fields, "detach", validate.boolean, False),
+            detach=detach,
         )
 
 

@@ -105,12 +105,11 @@ class Node:
 
         :raises PeerdError: PEER_NOT_FOUND, or why the leader cannot be asked
         """
-        peer = self.book.by_id(peer_id)
-        if peer:
-            return peer
-        if self.link is None:
-            raise PeerdError(Code.PEER_NOT_FOUND, peer=peer_id)
-        return Peer.from_wire(await self._ask("getPeerInfo", {"peer": peer_id}))
+        return await self._look_up(self.book.by_id(peer_id), "peer", peer_id)
+
+    async def at(self, address: str) -> Peer:
+        """The peer with this address, as :meth:`resolve` finds it."""
+        return await self._look_up(self.book.by_address(address), "address", address)
 
     async def identify(self, address: str) -> Peer:
         """The peer that a connection from this address belongs to.
@@ -118,6 +117,10 @@ class Node:
         :raises PeerdError: UNKNOWN_PEER
         """
         peer = self.book.by_address(address)
+        if peer is None and self.link:
+            # A worker that was started just now hears of its peers in a moment, and who was cut off comes back at once.
+            await self.link.outcome(self._config().connect_timeout)
+            peer = self.book.by_address(address)
         if peer:
             return peer
         # A peer may have registered a moment ago, and its first command be quicker than the leader's news of it.
@@ -165,6 +168,13 @@ class Node:
         else:
             self.hub.reject(peer_id, address, caller)
 
+    async def _look_up(self, known: Peer | None, key: str, wanted: str) -> Peer:
+        if known:
+            return known
+        if self.link is None:
+            raise self.book.missing(wanted)
+        return Peer.from_wire(await self._ask("getPeerInfo", {key: wanted}))
+
     async def _ask(self, type_: str, fields: Mapping[str, object]) -> Mapping[str, object]:
         if self.link is None:
             raise PeerdError(Code.NO_ROLE)
@@ -199,6 +209,7 @@ class Node:
                 lambda: config().connect_timeout,
                 self._link_changed,
                 self._link_refused,
+                self._changed,
             )
         self._changed()
 

@@ -5,6 +5,7 @@ Pure code: what a registration changes, or why it is refused, is decided here.
 
 from __future__ import annotations
 
+import difflib
 import enum
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -141,6 +142,13 @@ class PeerBook:
     def by_address(self, address: str) -> Peer | None:
         """The peer with this address."""
         return self._by_address.get(address)
+
+    def missing(self, wanted: str) -> PeerdError:
+        """The error for an id or address that is nobody's: PEER_NOT_FOUND, with the ids that it may be a slip of."""
+        lowered = {peer_id.lower(): peer_id for peer_id in self._by_id}
+        close = [lowered[match] for match in difflib.get_close_matches(wanted.lower(), lowered, 3, 0.6)]
+        suggestion = f"Did you mean {' or '.join(close)}?" if close else ""
+        return PeerdError(Code.PEER_NOT_FOUND, peer=wanted, suggestion=suggestion)
 
     def put(self, peer: Peer) -> None:
         """Add or replace; whatever held the same id or the same address goes."""

@@ -14,7 +14,11 @@ from typing import NoReturn
 
 from peerd.errors import Code, PeerdError
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
+OLDEST_VERSION = 1
+"""The oldest version that is still spoken."""
+RESUMABLE = 2
+"""Since this version a caller confirms what it received, and gets back to its command after a broken connection."""
 MAX_HEADER = 1024 * 1024
 """Room for the longest command that execve(2) takes, with every byte of it escaped."""
 MAX_PAYLOAD = 1024 * 1024

@@ -65,10 +65,13 @@ class Remote:
         since: float | None = None
         delay = _FIRST_DELAY
         while True:
-            heard, boot = self._heard, ""
+            heard, boot, resumable = self._heard, "", True
             try:
                 async with self._pool.borrow(self._target.ip_address) as link:
-                    begun, boot = True, link.boot
+                    boot, resumable = link.hello.boot, link.resumable
+                    if not resumable and (request is None or request.detach):
+                        raise PeerdError(Code.TOO_OLD, peer=self._target.peer_id)
+                    begun = True
                     if asking and request:
                         self._boot, asked = boot, asked + 1
                         await link.send("execRequest", request.to_wire())
@@ -99,6 +102,8 @@ class Remote:
                         raise connect_failed(self._target, error) from None
                     again = True
                     continue
+            if not resumable:
+                raise self._lost
             asking = False
             if self._heard != heard:
                 since, delay = None, _FIRST_DELAY
@@ -118,8 +123,10 @@ class Remote:
     async def _converse(self, link: Connection, detach: bool) -> ExecResult:
         """Pass on what the target sends until the result, and what the caller says meanwhile."""
         session = self._session
-        session.delivery.listen(lambda offsets: link.post("ack", offsets))
+        if link.resumable:
+            session.delivery.listen(lambda offsets: link.post("ack", offsets))
         tasks = [asyncio.create_task(self._forward_cancel(link))]
+        until = 0
         try:
             while True:
                 try:
@@ -141,10 +148,9 @@ class Remote:
                             await session.sink.output(stream, frame.payload)
                         except ConnectionError:
                             session.cancel.set()
-                elif frame.type == "stdinWindow":
-                    start = take_optional(frame.fields, "from", _offset)
-                    until = take(frame.fields, "until", _offset)
-                    if start is None:
+                elif frame.type in ("stdinWindow", "stdinCredit"):
+                    start, until = self._window(frame, until)
+                    if start is None or len(tasks) > 1:
                         session.stdin.grant(until)
                     else:
                         session.stdin.open(start, until)
@@ -154,13 +160,24 @@ class Remote:
                     if detach:
                         return ExecResult(Outcome.EXITED, 0)
                 elif frame.type == "result":
-                    link.post("done")
+                    if link.resumable:
+                        link.post("done")
                     return self._result(frame)
         finally:
             session.delivery.listen(None)
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
+
+    @staticmethod
+    def _window(frame: Frame, until: int) -> tuple[int | None, int]:
+        """From which offset on, if that is said, and up to which standard input may be sent.
+
+        :param until: up to which it might before; a peer of version 1 says by how much that grows
+        """
+        if frame.type == "stdinCredit":
+            return 0, until + take(frame.fields, "bytes", _offset)
+        return take_optional(frame.fields, "from", _offset), take(frame.fields, "until", _offset)
 
     def _result(self, frame: Frame) -> ExecResult:
         result = ExecResult.from_wire(frame.fields)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import syslog
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +15,9 @@ from peerd.job import Job
 from peerd.validate import printable
 
 _MAX_CELL = 120
+_COLORED = ("is_online", "connected_to_leader")
+"""Booleans whose meaning is good or bad."""
+_GREEN, _RED, _YELLOW, _BOLD, _PLAIN = "\x1b[32m", "\x1b[31m", "\x1b[33m", "\x1b[1m", "\x1b[0m"
 _USEC = 1_000_000
 RECORD_SCHEMA = 1
 """Version of the record that --json prints; it changes when a field changes its meaning."""
@@ -30,14 +34,35 @@ _RESULT_FIELDS = (
 )
 
 
-def render(command: Command, data: Any, as_json: bool) -> str:
-    """The data of a command's answer, ending with a newline."""
+def render(command: Command, data: Any, as_json: bool, color: bool = False) -> str:
+    """The data of a command's answer, ending with a newline.
+
+    :param color: whether to tell good from bad by colour, in what is no JSON
+    """
     if as_json:
         return json.dumps(data, indent=2) + "\n"
+    if command.log:
+        return render_more(command, data, False, color)
     if isinstance(data, Mapping):
         width = max(map(len, data))
-        return "".join(f"{key:>{width}}: {_cell(value)}\n" for key, value in data.items())
-    return _table(data, command.columns)
+        return "".join(f"{key:>{width}}: {_paint(key, value, _cell(value), color)}\n" for key, value in data.items())
+    return _table(data, command.columns, color)
+
+
+def render_more(command: Command, rows: Sequence[Mapping[str, Any]], as_json: bool, color: bool = False) -> str:
+    """Rows of data as they come: a line each, without a head."""
+    if as_json:
+        return "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
+    if not command.log:
+        return _table(rows, command.columns, color).partition("\n")[2]
+    return "".join(_log_line(row, color) for row in rows)
+
+
+def _log_line(row: Mapping[str, Any], color: bool) -> str:
+    message = printable(row["message"])
+    if color and row["priority"] <= syslog.LOG_WARNING:
+        message = f"{_RED if row['priority'] <= syslog.LOG_ERR else _YELLOW}{message}{_PLAIN}"
+    return f"{printable(row['time'])} {message}\n"
 
 
 def event_line(event: str, fields: Mapping[str, object]) -> str:
@@ -105,17 +130,28 @@ def moment(seconds: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
-def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], color: bool) -> str:
     if not rows:
         return "(none)\n"
     names = columns or list(rows[0])
-    cells = [
-        [name.upper().replace("_", " ") for name in names],
-        *([_cell(row[name]) for name in names] for row in rows),
+    head = [name.upper().replace("_", " ") for name in names]
+    cells = [[_cell(row[name]) for name in names] for row in rows]
+    widths = [max(len(line[index]) for line in (head, *cells)) for index in range(len(names))]
+    padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in (head, *cells)]
+    # No spaces at the ends of lines.
+    padded = [[*line[:-1], line[-1].rstrip()] for line in padded]
+    painted = [
+        [_paint(name, row[name], cell, color) for name, cell in zip(names, line, strict=True)]
+        for row, line in zip(rows, padded[1:], strict=True)
     ]
-    widths = [max(len(line[index]) for line in cells) for index in range(len(names))]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
-    return "".join(f"{line.rstrip()}\n" for line in lines)
+    top = "  ".join(padded[0])
+    return "".join(f"{line}\n" for line in (f"{_BOLD}{top}{_PLAIN}" if color else top, *map("  ".join, painted)))
+
+
+def _paint(name: str, value: Any, cell: str, color: bool) -> str:
+    if not color or name not in _COLORED:
+        return cell
+    return f"{_GREEN if value else _RED}{cell}{_PLAIN}"
 
 
 def _cell(value: Any) -> str:

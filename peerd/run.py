@@ -102,7 +102,7 @@ class Run:
     def cancel(self) -> None:
         """Stop it and all that it started; what it still says is dropped."""
         if not self._cancel.is_set():
-            self._ours.note_cancel()
+            self._ours.note(handles.CANCELLED)
             self._cancel.set()
             self.output.discard()
 
@@ -127,6 +127,7 @@ class Run:
         control = self._ours.control
         # A gate that was released before takes no notice, and one that was killed is found out about below.
         if not self._cancel.is_set():
+            self._ours.note(handles.RELEASED)
             with contextlib.suppress(OSError):
                 control.send(b"\n")
         reported = asyncio.create_task(self._report())

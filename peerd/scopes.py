@@ -16,6 +16,9 @@ SLICE = "peerd-exec.slice"
 CALL_TIMEOUT = 25.0
 """Seconds to wait for an answer of systemd, the default of sd_bus_call(3)."""
 
+_MOST_CALLS = 64
+"""Calls at once: the bus refuses more than 128 that wait for a reply (max_replies_per_connection, dbus-daemon(1))."""
+
 _DBUS = "org.freedesktop.DBus"
 _SERVICE = "org.freedesktop.systemd1"
 _PATH = "/org/freedesktop/systemd1"
@@ -121,6 +124,7 @@ class ScopeManager:
     def __init__(self) -> None:
         self._bus: MessageBus | None = None
         self._lock = asyncio.Lock()
+        self._calls = asyncio.Semaphore(_MOST_CALLS)
         self._jobs: dict[str, asyncio.Future[str]] = {}
         self._watcher: asyncio.Task[None] | None = None
 
@@ -193,7 +197,8 @@ class ScopeManager:
         done: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._jobs[name] = done
         try:
-            await _call(bus, _SERVICE, _PATH, _MANAGER, method, signature, body)
+            async with self._calls:
+                await _call(bus, _SERVICE, _PATH, _MANAGER, method, signature, body)
             return await asyncio.wait_for(done, CALL_TIMEOUT if bounded else None)
         except TimeoutError:
             raise ScopeError(f"{method} {name}: no answer from systemd") from None

@@ -9,10 +9,12 @@ from peerd import __version__
 from peerd.answer import Answer
 from peerd.commands import BY_NAME, COMMANDS, snake_case
 from peerd.config import Config
+from peerd.deploy import Deploy
 from peerd.execution import Execution
 from peerd.executor import Executor
 from peerd.history import History
 from peerd.jobs import Jobs
+from peerd.logs import Logs
 from peerd.membership import Membership
 from peerd.node import Node
 from peerd.registry import Registry
@@ -31,12 +33,15 @@ class Service:
         self, node: Node, executor: Executor, registry: Registry, past: History, config: Callable[[], Config]
     ) -> None:
         execution = Execution(node, executor, past, config)
+        jobs = Jobs(node, executor, past, execution, config)
         self._parts = (
             self,
             execution,
-            Jobs(node, executor, past, execution, config),
+            jobs,
+            Deploy(node, execution, jobs),
             Membership(node, executor, registry, config),
             Trust(node, config),
+            Logs(node),
         )
 
     async def call(self, name: str, params: Mapping[str, Any], session: Session) -> Answer:

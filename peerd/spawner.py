@@ -87,6 +87,8 @@ def gate(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
     # Without it nobody could say how a command ended that ran out of memory.
     with contextlib.suppress(OSError):
         OOM_SCORE.write_text(OOM_SPARE)
+    # The command inherits what the gate ignores until it is itself: a stop that comes before waits for that.
+    signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED_BY_GATE)
     report: dict[str, object]
     try:
         enter(request)
@@ -143,6 +145,7 @@ def execute(request: dict[str, Any]) -> NoReturn:
     """Become the command. A command that cannot be executed ends with 127 or 126, as POSIX has it for a shell."""
     for number in (*IGNORED_BY_GATE, signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED_BY_GATE)
     with contextlib.suppress(OSError):
         OOM_SCORE.write_text("0")
     argv = request["argv"]

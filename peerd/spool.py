@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import mmap
 import os
 import struct
 from pathlib import Path
@@ -84,6 +85,8 @@ class Spool:
 
     def release(self, offset: int) -> None:
         """Give back the space of what is before an offset; it reads as NULs from then on."""
+        # Whole pages only. The rest of a page is zeroed where it stands, and a pipe that splice(2) filled has no copy.
+        offset -= offset % mmap.PAGESIZE
         if offset - self._released < _RELEASE_STEP:
             return
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Mapping
 
@@ -11,12 +12,14 @@ from peerd.config import Config, Mode
 from peerd.connection import Connection
 from peerd.errors import Code, PeerdError
 from peerd.executor import Executor
-from peerd.fronts import Conversation, FrameSink, Front
+from peerd.fronts import Conversation, Front
 from peerd.journal import Event, log
+from peerd.logs import Reader
 from peerd.messages import ExecRequest, ExecResult, Offsets, Registration, RegistryAction, take, take_optional
 from peerd.node import Node
 from peerd.peers import Peer
 from peerd.protocol import Frame
+from peerd.records import Query
 from peerd.session import Caller, Session
 
 _IDLE_LIMIT = 300.0
@@ -31,6 +34,7 @@ class TcpFront(Front):
     def __init__(self, node: Node, executor: Executor, config: Callable[[], Config]) -> None:
         super().__init__(node, config)
         self._executor = executor
+        self._reader = Reader()
         self._of: Counter[str] = Counter()
 
     def who(self, link: Connection) -> str:
@@ -134,6 +138,8 @@ class TcpFront(Front):
                 await jobs.tell(
                     link, [job for job in every if policy.decide_job(rules, peer.peer_id, job.caller).allowed]
                 )
+            case "getLog":
+                await self._send_log(link, peer, Query.from_wire(frame.fields))
             case "getPeerInfo":
                 await link.send("reply", self._find(frame.fields).to_wire())
             case "listPeers" if self._node.hub:
@@ -150,6 +156,21 @@ class TcpFront(Front):
         guard.consent(self._config().policy, action, wanted, peer.peer_id)
         await self._node.change_registry(action, wanted, address, peer.peer_id)
 
+    async def _send_log(self, link: Connection, peer: Peer, query: Query) -> None:
+        rules = self._config().policy
+        async with (
+            Conversation(link) as talk,
+            contextlib.aclosing(self._reader.read(query, (talk.cancel, talk.gone))) as batches,
+        ):
+            async for batch in batches:
+                told = [
+                    record
+                    for record in batch
+                    if policy.decide_job(rules, peer.peer_id, str(record.get("caller", peer.peer_id))).allowed
+                ]
+                await link.send("records", {"records": told})
+        await link.send("reply")
+
     def _find(self, fields: Mapping[str, object]) -> Peer:
         if "address" in fields:
             wanted = take(fields, "address", validate.address)
@@ -158,7 +179,7 @@ class TcpFront(Front):
             wanted = take(fields, "peer", validate.peer_id)
             found = self._node.book.by_id(wanted)
         if found is None:
-            raise PeerdError(Code.PEER_NOT_FOUND, peer=wanted)
+            raise self._node.book.missing(wanted)
         return found
 
     async def _execute(self, link: Connection, peer: Peer, request: ExecRequest) -> None:
@@ -174,24 +195,24 @@ class TcpFront(Front):
         except PeerdError as error:
             await link.send("result", ExecResult.failure(error).to_wire())
             return
-        async with Conversation(link) as talk:
-            await self._attend(link, talk, caller, request.exec_id, dict.fromkeys(messages.STREAMS, 0))
+        await self._attend(link, caller, request.exec_id, dict.fromkeys(messages.STREAMS, 0))
 
     async def _attach(self, link: Connection, peer: Peer, fields: Mapping[str, object]) -> None:
         exec_id = self._allowed(peer, fields)
-        async with Conversation(link) as talk:
-            await self._attend(link, talk, Caller(peer.peer_id), exec_id, messages.take_offsets(fields))
+        await self._attend(link, Caller(peer.peer_id), exec_id, messages.take_offsets(fields))
 
-    async def _attend(
-        self, link: Connection, talk: Conversation, caller: Caller, exec_id: str, offsets: Offsets
-    ) -> None:
-        session = Session(caller, FrameSink(link), talk.cancel, talk.gone, lambda line: None, talk.stdin, talk.delivery)
-        result = await self._executor.attend(exec_id, session, offsets)
-        if result is None:
-            raise ConnectionError("the caller has heard enough")
-        await link.send("result", result.to_wire())
-        if not await talk.heard():
-            raise ConnectionError("the caller is gone")
+    async def _attend(self, link: Connection, caller: Caller, exec_id: str, offsets: Offsets) -> None:
+        async with Conversation(link) as talk:
+            session = Session(caller, talk.sink(), talk.cancel, talk.gone, lambda line: None, talk.stdin, talk.delivery)
+            result = await self._executor.attend(exec_id, session, offsets)
+            if result is None:
+                raise ConnectionError("the caller has heard enough")
+            if link.resumable:
+                await link.send("result", result.to_wire())
+                if not await talk.heard():
+                    raise ConnectionError("the caller is gone")
+        if not link.resumable:
+            await link.send("result", result.to_wire())
         self._executor.delivered(exec_id)
 
     def _allowed(self, peer: Peer, fields: Mapping[str, object]) -> str:

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import pwd
+import contextlib
 import socket
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any
 
-from peerd import cli, messages, validate
+from peerd import cli, messages, parameters, users, validate
 from peerd.answer import Answer
-from peerd.commands import BY_NAME
+from peerd.commands import BY_NAME, Command
 from peerd.config import Config
 from peerd.connection import Connection
-from peerd.errors import Code, PeerdError
+from peerd.errors import EXIT_CANCELLED, Code, PeerdError
 from peerd.fronts import Conversation, FrameSink, Front
 from peerd.messages import take, take_optional
 from peerd.node import Node
 from peerd.protocol import Frame
-from peerd.render import error_fields, render
+from peerd.render import error_fields, render, render_more
 from peerd.service import Service
-from peerd.session import Caller, ConfirmingSink, Resume, Session, Sink
+from peerd.session import Caller, ConfirmingSink, Resume, Session
 
 _MAX_ARGUMENTS = 4096
 _UCRED = struct.Struct("3i")
@@ -37,10 +37,7 @@ class UnixFront(Front):
     def who(self, link: Connection) -> str:
         """The user at the other end."""
         _, uid, _ = _UCRED.unpack(link.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-        try:
-            return pwd.getpwuid(uid).pw_name
-        except KeyError:
-            return f"uid {uid}"
+        return users.name(uid)
 
     async def _serve(self, link: Connection, who: str) -> None:
         await self._greet(link)
@@ -63,6 +60,7 @@ class UnixFront(Front):
         """A command line of ``d``: answered with what to print and the exit status."""
         argv = take(fields, "argv", _arguments)
         terminal = take(fields, "terminal", validate.boolean, False)
+        color = take(fields, "color", validate.boolean, False)
         width = take(fields, "width", lambda value: validate.integer(value, 20, 1000), 80)
         parsed = cli.parse(argv, width, sorted({self._node.peer_id, *self._node.book.ids()}))
         if isinstance(parsed, cli.Reply):
@@ -79,12 +77,16 @@ class UnixFront(Front):
         resume = take_optional(fields, "resume", _resume)
         async with Conversation(link) as talk:
             answer = await self._run(link, who, parsed.command, parsed.params, talk, resume)
+            if answer.more is not None:
+                answer = await _tell_more(link, command, answer.more, parsed.json or not terminal, color)
+                if talk.cancel.is_set():
+                    answer = Answer(status=EXIT_CANCELLED)
         if collects:
             await link.send("exit", {"status": answer.status, "record": answer.record or _failure(answer)})
             return
         data = answer.record or _failure(answer) if parsed.json and command.record else answer.data
         if data is not None:
-            await _print(link, "stdout", render(command, data, parsed.json or not terminal))
+            await _print(link, "stdout", render(command, data, parsed.json or not terminal, color))
         elif answer.text:
             await _print(link, "stdout", f"{answer.text}\n")
         await _print(link, "stderr", answer.error.text if answer.error else "")
@@ -92,10 +94,12 @@ class UnixFront(Front):
 
     async def _call(self, link: Connection, who: str, fields: Mapping[str, object]) -> None:
         """A command by name and parameters: answered with its data."""
-        name = take(fields, "command", _command)
-        params = _parameters(name, fields.get("params"))
+        name = take(fields, "command", parameters.command_name)
+        params = parameters.check(name, fields.get("params"))
         async with Conversation(link) as talk:
             answer = await self._run(link, who, name, params, talk, confirming=True)
+            if answer.more is not None:
+                answer = await _tell_more(link, BY_NAME[name], answer.more, True, False)
         reply = {"data": answer.data, "text": answer.text, "status": answer.status, "record": answer.record}
         if answer.error:
             reply["error"] = answer.error.to_wire()
@@ -125,9 +129,7 @@ class UnixFront(Front):
             await talk.gone.wait()
             talk.cancel.set()
 
-        sink: Sink = FrameSink(link)
-        if confirming:
-            sink = ConfirmingSink(sink, talk.delivery)
+        sink = ConfirmingSink(FrameSink(link), talk.delivery) if confirming else talk.sink()
         caller = Caller(self._node.peer_id, who)
         session = Session(caller, sink, talk.cancel, talk.gone, say, talk.stdin, talk.delivery, running, resume)
         link.post("running", {"execId": resume.exec_id if resume else "", "step": resume.step if resume else 1})
@@ -138,6 +140,23 @@ class UnixFront(Front):
             return Answer(error=error, status=error.kind.exit_status)
         finally:
             leaving.cancel()
+
+
+async def _tell_more(
+    link: Connection,
+    command: Command,
+    more: AsyncGenerator[Sequence[Mapping[str, object]], None],
+    as_json: bool,
+    color: bool,
+) -> Answer:
+    """Print rows as they come; what remains to be said at their end."""
+    try:
+        async with contextlib.aclosing(more):
+            async for rows in more:
+                await _print(link, "stdout", render_more(command, rows, as_json, color))
+    except PeerdError as error:
+        return Answer(error=error, status=error.kind.exit_status)
+    return Answer()
 
 
 def _failure(answer: Answer) -> dict[str, object]:
@@ -165,29 +184,3 @@ def _arguments(value: object) -> list[str]:
     if not isinstance(value, list) or len(value) > _MAX_ARGUMENTS:
         raise ValueError(f"must be a list of at most {_MAX_ARGUMENTS} strings")
     return [validate.string(item, "argument", validate.MAX_COMMAND) for item in value]
-
-
-def _command(value: object) -> str:
-    command = BY_NAME.get(value) if isinstance(value, str) else None
-    if command is None or command.argument:
-        raise ValueError(f"no such command: {validate.shown(value)}")
-    return command.name
-
-
-def _parameters(name: str, given: object) -> dict[str, Any]:
-    command = BY_NAME[name]
-    options = {option.name: option for option in command.options}
-    pairs = {} if given is None else given
-    if not isinstance(pairs, dict):
-        raise PeerdError(Code.BAD_MESSAGE, reason="params must be an object")
-    unknown = [key for key in pairs if key not in options and key != command.rest]
-    missing = [key for key, option in options.items() if option.required and key not in pairs]
-    if unknown or missing:
-        raise PeerdError(Code.USAGE, reason=f"{name}: unknown {unknown}, missing {missing}")
-    checked = {}
-    for key, value in pairs.items():
-        try:
-            checked[key] = options[key].check(value) if key in options else validate.arguments(value)
-        except ValueError as error:
-            raise PeerdError(Code.USAGE, reason=f"{name}: {key}: {error}") from None
-    return checked

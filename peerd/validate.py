@@ -18,6 +18,8 @@ MAX_ARGUMENTS = 4096
 MAX_VARIABLES = 256
 MAX_PATH = 4095
 """Bytes in a path: PATH_MAX of limits.h is 4096, with the final NUL."""
+MAX_LINES = 10_000
+"""Records of a journal that may be asked for at once."""
 
 _MAX_SHOWN = 80
 _PEER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -25,7 +27,7 @@ _USER = re.compile(r"[a-z_][a-z0-9_.-]{0,30}\$?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
 _SIZE = re.compile(r"([0-9]{1,18})([KMGT]?)")
 _PERCENT = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)%?")
-_AGO = re.compile(r"([0-9]{1,9})([smhd])")
+_AGO = re.compile(r"-?([0-9]{1,9})([smhd])")
 _EXEC_ID = re.compile(r"[0-9a-f]{16,32}")
 _MAC = re.compile(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}")
 
@@ -176,6 +178,13 @@ def count(value: object) -> int:
     if isinstance(value, str) and value.isascii() and value.isdigit():
         value = int(value[:19])
     return integer(value, 1, 2**31)
+
+
+def lines(value: object) -> int:
+    """How many records of a journal."""
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        value = int(value[:9])
+    return integer(value, 0, MAX_LINES)
 
 
 def since(value: object) -> float:

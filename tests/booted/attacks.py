@@ -37,25 +37,34 @@ def dial(address, source="", ports=None, timeout=2, port=3600):
                 raise
     raise SystemExit("no port is free")
 
+def say(connection, data):
+    try:
+        connection.sendall(data)
+        connection.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass  # It was ended before all was said.
+
 def drain(connection):
     found = b""
     try:
         while data := connection.recv(65536):
             found += data
-    except OSError as error:
-        return found + type(error).__name__.encode()
+    except ConnectionResetError:
+        pass
     return found
 """
 
-# Sends standard input, prints what comes back.
+# Sends standard input, prints what comes back until the connection is ended.
 TALK = (
     DIAL
     + """
 try:
     connection = dial(sys.argv[1], *sys.argv[2:])
-    connection.sendall(sys.stdin.buffer.read())
-    connection.shutdown(socket.SHUT_WR)
+    connection.settimeout(20)
+    say(connection, sys.stdin.buffer.read())
     sys.stdout.buffer.write(drain(connection))
+except ConnectionResetError:
+    pass
 except OSError as error:
     print(type(error).__name__)
 """
@@ -72,11 +81,8 @@ sent = 0
 while head := piece(4):
     data = piece(int.from_bytes(head, "big"))
     connection = dial(sys.argv[1])
-    try:
-        connection.sendall(data)
-        connection.shutdown(socket.SHUT_WR)
-    except OSError:
-        pass
+    connection.settimeout(20)
+    say(connection, data)
     drain(connection)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes([1, 0, 0, 0, 0, 0, 0, 0]))
     connection.close()
@@ -85,13 +91,15 @@ print(sent)
 """
 )
 
-# Opens as many connections as it can, says something on each, and holds them until standard input ends.
+# Opens so many connections, says something on each, and holds them until standard input ends.
 FLOOD = (
     DIAL
     + """
-message = sys.argv[2].encode().decode("unicode_escape").encode()
+message = bytes.fromhex(sys.argv[2])
 held = []
 for port in range(1, 1024):
+    if len(held) == int(sys.argv[3]):
+        break
     try:
         connection = dial(sys.argv[1], ports=[port])
         connection.sendall(message.replace(b"EXECID", b"%016x" % random.getrandbits(64)))
@@ -134,7 +142,7 @@ def run_request(path: str) -> bytes:
 
 
 def talk(machine: Machine, address: str, data: bytes, source: str = "") -> bytes:
-    """What comes back for these bytes; the name of the exception where the connection failed."""
+    """What comes back for these bytes until the other end ends the connection; the name of an error that is no end."""
     arguments = ["python3", "-c", TALK, address, *([source] if source else [])]
     return machine.run(arguments, input=data, check=False).stdout
 

@@ -25,14 +25,15 @@ CONF = "/etc/peerd/peerd.conf.d/test.conf"
 ESCAPES = "\x1b[2J\x1b]0;owned\x07\nforged record\r"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def table(request: pytest.FixtureRequest) -> Iterator[Table]:
     """The table, compared at the end with the one that is committed."""
     table = Table()
+    failed = request.session.testsfailed
     yield table
     here = [item for item in request.session.items if item.path.name == "test_attacks.py"]
     wanted = {name for name in globals() if name.startswith("test_")}
-    complete = not request.session.testsfailed and wanted == {item.originalname for item in here}  # type: ignore[attr-defined]
+    complete = failed == request.session.testsfailed and wanted == {item.originalname for item in here}  # type: ignore[attr-defined]
     differences = list(table.differences(complete))
     assert not differences, "".join(differences)
 
@@ -40,11 +41,11 @@ def table(request: pytest.FixtureRequest) -> Iterator[Table]:
 @pytest.fixture(autouse=True)
 def _unharmed(lab: Lab) -> Iterator[None]:
     """After each attack: nothing ran, the same daemons run, their registry is whole and they serve one another."""
-    before = {name: lab[name].out("systemctl show -P MainPID peerd") for name in PEERS}
+    restarts = {name: lab[name].out("systemctl show -P NRestarts peerd") for name in PEERS}
     yield
     for name in PEERS:
         assert not lab[name].ok(f"test -e {RAN}")
-        assert lab[name].out("systemctl show -P MainPID peerd") == before[name]
+        assert lab[name].out("systemctl show -P NRestarts peerd") in (restarts[name], "0")
         wait_for_peers(lab[name])
     assert lab["desktop"].out("d execOnPeer --peer vps --directory / --shellCmd 'echo on'") == "on"
 
@@ -58,6 +59,17 @@ def configured(machine: Machine, text: str) -> Iterator[None]:
         yield
     finally:
         machine.run(f"rm {CONF}; systemctl reload peerd")
+
+
+def greeted_only(answer: bytes) -> bool:
+    """Whether a greeting and nothing else was answered before the end of the connection."""
+    return answer.startswith(b'{"type":"hello"') and answer.endswith(b"}\n") and answer.count(b"{") == 1
+
+
+def make_fresh(machine: Machine) -> None:
+    """Take role and registry from a machine."""
+    machine.run(f"systemctl stop {UNITS}; rm /var/lib/peerd/*")
+    machine.run("systemctl start peerd.socket peerd-tcp.socket peerd.service")
 
 
 def claims(machine: Machine) -> list[tuple[str, str, str]]:
@@ -114,25 +126,20 @@ def test_a_forged_source_in_the_vpn(stranger: Machine, table: Table) -> None:
 
 
 def test_commands_of_a_stranger(stranger: Machine, vps: Machine, table: Table) -> None:
-    assert talk(stranger, "10.0.0.2", run_request(RAN)) == b"ConnectionResetError"
+    assert talk(stranger, "10.0.0.2", run_request(RAN)) == b""
     table.add(VPN, "asks a worker to run a command", "connection ended without a word; nothing ran")
-    answer = talk(stranger, "10.0.0.1", run_request(RAN))
-    assert answer.startswith(b'{"type":"hello"')
-    assert answer.endswith(b"}\nConnectionResetError")
-    assert answer.count(b"{") == 1
+    assert greeted_only(talk(stranger, "10.0.0.1", run_request(RAN)))
     table.add(VPN, "asks the leader to run a command", "greeted, as it might register; then ended; nothing ran")
     with configured(vps, "[peerd]\nregistration = closed\n"):
-        assert talk(stranger, "10.0.0.1", run_request(RAN)) == b"ConnectionResetError"
+        assert talk(stranger, "10.0.0.1", run_request(RAN)) == b""
     table.add(VPN, "the same where registration is closed", "connection ended without a word; nothing ran")
 
 
 def test_what_only_a_peer_may_ask(stranger: Machine, table: Table) -> None:
     requests = ("ping", "listPeers", "getPeerInfo", "deletePeer", "approvePeer", "rejectPeer", "heartbeat", "peers")
     for type_ in requests:
-        for address in ("10.0.0.1", "10.0.0.2"):
-            answer = talk(stranger, address, HELLO + frame(type_, peer="stranger"))
-            assert answer.endswith(b"ConnectionResetError")
-            assert answer.count(b"{") <= 1
+        assert greeted_only(talk(stranger, "10.0.0.1", HELLO + frame(type_, peer="stranger")))
+        assert talk(stranger, "10.0.0.2", HELLO + frame(type_, peer="stranger")) == b""
     table.add(VPN, "asks about the registry, or to change it, or sends news of it", "connection ended without a word")
 
 
@@ -145,7 +152,7 @@ def test_a_registration_that_needs_approval(stranger: Machine, vps: Machine, des
         for peer in ("vps", "desktop"):
             refused = stranger.run(f"d execOnPeer --peer {peer} --directory / --shellCmd 'touch {RAN}'", check=False)
             assert refused.returncode == 255
-        assert talk(stranger, "10.0.0.1", run_request(RAN)).endswith(b"ConnectionResetError")
+        assert greeted_only(talk(stranger, "10.0.0.1", run_request(RAN)))
         table.add(VPN, "registers where that needs approval", "waits, is shown by listPeers, can do nothing")
         vps.run("d rejectPeer --peer stranger")
         stranger.wait_until("d getPeerStatus | jq -e '.leader_error | startswith(\"Registration was rejected\")'", 20)
@@ -163,6 +170,7 @@ def test_a_registration_that_needs_approval(stranger: Machine, vps: Machine, des
         closed = stranger.run("d registerWorker", check=False)
         assert closed.returncode == 255
         assert claims(vps) == []
+        make_fresh(stranger)
     table.add(VPN, "registers where registration is closed", "connection ended without a word")
 
 
@@ -195,14 +203,13 @@ def test_takeover_of_an_address(laptop: Machine, vps: Machine, table: Table) -> 
     def give_address_to(private: str, public: str, before: str) -> None:
         vps.run(f"wg set wg0 peer {before} remove; wg set wg0 peer {public} allowed-ips 10.0.0.4/32")
         laptop.run(["bash", "-c", 'wg set wg0 private-key <(echo "$0")', private])
-        laptop.wireguard_renew()
         laptop.wait_until("ping -q -c1 -W1 10.0.0.1", 30)
 
     was = laptop.out("wg showconf wg0 | sed -n 's/PrivateKey = //p'")
     laptop.run(f"systemctl stop {UNITS}")
     try:
         give_address_to(key, new, old)
-        assert talk(laptop, "10.0.0.1", run_request(RAN)).endswith(b"ConnectionResetError")
+        assert greeted_only(talk(laptop, "10.0.0.1", run_request(RAN)))
         answer = talk(laptop, "10.0.0.1", HELLO + frame("registerPeer", peer_id="laptop"))
         assert b'"code":"key-changed"' in answer
         assert claims(vps) == [("laptop", "10.0.0.4", "key-changed")]
@@ -222,14 +229,14 @@ def test_a_second_leader(stranger: Machine, desktop: Machine, table: Table) -> N
     try:
         news = [{"peer_id": "vps", "ip_address": "10.0.0.9"}]
         for message in (frame("registered", peer_id="desktop"), frame("peers", peers=news), frame("peerRemoved")):
-            assert talk(stranger, "10.0.0.2", HELLO + message) == b"ConnectionResetError"
+            assert talk(stranger, "10.0.0.2", HELLO + message) == b""
         status = json.loads(desktop.out("d getPeerStatus"))
         assert (status["leader_address"], status["connected_to_leader"]) == ("10.0.0.1", True)
         assert json.loads(desktop.out("d getPeerInfo --peer vps"))["ip_address"] == "10.0.0.1"
         refused = stranger.run(f"d execOnPeer --peer desktop --directory / --shellCmd 'touch {RAN}'", check=False)
         assert refused.returncode == 255
     finally:
-        stranger.run("d setPeerConfig --role leader --id stranger")
+        make_fresh(stranger)
     table.add(VPN, "makes itself a second leader and sends workers its news", "no worker follows; nothing ran")
 
 
@@ -333,45 +340,46 @@ def test_headers_and_nesting_without_end(laptop: Machine, vps: Machine, table: T
     before = rss(vps)
     for data in (b"x" * 3_000_000, b"[" * 900_000 + b"\n", b'{"type":"a","size":99999999999}\n', b'{"a":' * 100_000):
         answer = talk(laptop, "10.0.0.1", HELLO + data)
-        assert b'"code":"bad-message"' in answer or answer.endswith(b"Error")
+        assert b'"code":"bad-message"' in answer or greeted_only(answer)
     assert rss(vps) - before < 32 * 1024
     table.add(PEER, "sends a header without end, deep JSON, a payload of 99 GB", "refused; memory bounded")
 
 
+SLEEP = frame("execRequest", execId="EXECID", directory="/", shellCmd="sleep 20")
+
+
 @pytest.mark.parametrize(
-    ("what", "message"),
+    ("count", "what", "message"),
     [
-        ("says nothing on them", ""),
-        ("sends half a frame on each", r"{\"type\":\"hel"),
-        (
-            "runs a command on each",
-            HELLO.decode().replace("\n", "\\n")
-            + r"{\"type\":\"execRequest\",\"execId\":\"EXECID\",\"directory\":\"/\",\"shellCmd\":\"sleep 20\"}\n",
-        ),
+        (900, "opens 900 connections and says nothing on them", b""),
+        (900, "sends half a frame on each of 900 connections", b'{"type":"hel'),
+        (200, "runs 200 commands at once", HELLO + SLEEP),
     ],
     ids=["silence", "half frames", "commands"],
 )
 def test_a_flood_of_connections(
-    laptop: Machine, vps: Machine, desktop: Machine, table: Table, what: str, message: str
+    laptop: Machine, vps: Machine, desktop: Machine, table: Table, count: int, what: str, message: bytes
 ) -> None:
     before = rss(vps)
-    argv = ["python3", "-c", FLOOD, "10.0.0.1", message.replace('\\"', '"')]
+    argv = ["python3", "-c", FLOOD, "10.0.0.1", message.hex(), str(count)]
     with laptop.popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as flood:
         assert flood.stdin
         assert flood.stdout
-        assert int(flood.stdout.readline()) > 500
+        # What is over its share may be ended before it has spoken.
+        assert int(flood.stdout.readline()) >= min(count, 512)
         for _ in range(5):
             assert desktop.out("d execOnPeer --peer vps --directory / --shellCmd 'echo on'") == "on"
         assert rss(vps) - before < 64 * 1024
         flood.stdin.close()
-    table.add(PEER, f"opens all the connections that it can and {what}", "gets half of them; others are served")
+    table.add(PEER, what, "no more than its half of max-connections; others are served meanwhile")
 
 
 def test_a_flood_of_requests(laptop: Machine, vps: Machine, desktop: Machine, table: Table) -> None:
     before = rss(vps)
     data = HELLO + frame("ping") * 50_000 + frame("noSuchMessage") * 5_000
     answer = talk(laptop, "10.0.0.1", data)
-    assert b'"type":"pong"' in answer or answer.endswith(b"Error")
+    assert answer.count(b'{"type":"pong"}\n') == 50_000
+    assert answer.count(b'"code":"unknown-message"') == 5_000
     assert desktop.out("d execOnPeer --peer vps --directory / --shellCmd 'echo on'") == "on"
     assert rss(vps) - before < 64 * 1024
     table.add(PEER, "sends 55000 requests at once and reads late", "answered at its pace; memory bounded")
@@ -445,7 +453,7 @@ def test_text_that_drives_a_terminal(stranger: Machine, vps: Machine, desktop: M
     assert b'"type":"registered"' in answer
     shown = desktop.out("script -qec 'd listPeers; d getPeerInfo --peer stranger' /dev/null").replace("\r\n", "\n")
     assert "forged" in shown
-    assert shown.replace("\n", "").isprintable()
+    assert shown.removesuffix("\r").replace("\n", "").isprintable()
     assert len([line for line in shown.splitlines() if line.startswith("forged")]) == 0
     table.add(OUTPUT, "escapes and newlines in the host name and version of a registration", "shown escaped")
     stranger.run(f"systemctl stop {UNITS}")

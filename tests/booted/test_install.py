@@ -117,17 +117,3 @@ def test_remove_and_purge_leave_nothing(lab: Lab, package: Path) -> None:
     assert [path for path in left.split() if not path.startswith(("/var/log", "/var/cache"))] == []
     assert stranger.out("systemctl list-units --all --plain --no-legend 'peerd*'") == ""
     install(stranger, package)
-
-
-def test_tab_completes_commands_options_and_peers(desktop: Machine) -> None:
-    complete = """
-        source /usr/share/bash-completion/bash_completion; _completion_loader d
-        COMP_WORDS=(%s); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _d; echo "${COMPREPLY[*]}"
-    """
-    for words, offered in (
-        ("d remoteP", "remotePull"),
-        ("d remotePull --peer ''", "desktop laptop vps"),
-        ("d remotePull --peer l", "laptop"),
-        ("d setPeerConfig --role w", "worker"),
-    ):
-        assert desktop.out(complete % words) == offered

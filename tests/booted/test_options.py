@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import signal
 import subprocess
@@ -99,16 +98,6 @@ def test_standard_input_reaches_the_command_byte_for_byte(desktop: Machine, peer
     assert desktop.run(d("--stdin", "--shellCmd", "cat", peer=peer), input=data).stdout == data
     assert desktop.run(d("--stdin", "--shellCmd", "wc -c", peer=peer), input=b"").stdout == b"0\n"
     assert desktop.run(d("--shellCmd", "wc -c", peer=peer), input=data).stdout == b"0\n"
-
-
-def test_much_input_passes_and_the_daemons_stay_small(desktop: Machine, vps: Machine) -> None:
-    rss = "awk '/VmHWM/ {print $2}' /proc/$(systemctl show -P MainPID peerd)/status"
-    before = [int(machine.out(rss)) for machine in (desktop, vps)]
-    receive = subprocess.list2cmdline(d("--stdin", "--shellCmd", "sha256sum"))
-    piped = desktop.out(f"head -c 200000000 /dev/zero | tr '\\0' x | {receive}", timeout=100)
-    assert piped.split()[0] == hashlib.sha256(b"x" * 200_000_000).hexdigest()
-    after = [int(machine.out(rss)) for machine in (desktop, vps)]
-    assert all(late - early < 16 * 1024 for early, late in zip(before, after, strict=True))
 
 
 def test_a_tree_of_files_goes_through(desktop: Machine, vps: Machine) -> None:

@@ -191,6 +191,7 @@ def test_a_read_only_disk_stops_changes_and_nothing_else(lab: Lab) -> None:
         wait_for_peers(desktop)
         refused(desktop, "d setPeerConfig --id other", sentence)
         refused(desktop, "d registerWorker --leader 10.0.0.4", sentence)
+        refused(vps, d("--detach", "--shellCmd", "true", peer="desktop"), sentence)
         assert desktop.out(d("--shellCmd", "hostname", peer="laptop")) == "laptop"
         assert vps.out(d("--shellCmd", "hostname", peer="desktop")) == "desktop"
         assert json.loads(desktop.out("d getPeerStatus"))["leader_address"] == "10.0.0.1"

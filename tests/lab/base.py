@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from .host import LabError, host, locked
@@ -26,7 +27,9 @@ PACKAGES = (
     "systemd systemd-sysv dbus libpam-systemd polkitd adduser "
     "python3 python3-systemd python3-peewee python3-click python3-sdnotify python3-dbus-next "
     "iproute2 iputils-ping wireguard-tools wireguard-go netcat-openbsd openssh-server "
-    "sudo procps git ca-certificates bash-completion jq less xz-utils"
+    "sudo procps git ca-certificates bash-completion jq less xz-utils "
+    # For tests alone: other shells, another D-Bus library, virtual environments, a compiler.
+    "zsh fish python3-gi python3-venv gcc libc6-dev"
 ).split()
 
 # Nothing may happen in a machine that a test did not ask for.
@@ -64,14 +67,18 @@ def network_settings() -> str:
     return "".join(f"{line}\n" for line in lines if wanted.match(line))
 
 
-def ensure_base(suite: str) -> Path:
+def ensure_base(suite: str, extra: Sequence[str] = (), hooks: Sequence[str] = ()) -> Path:
     """Return the base root directory of a Debian suite, after building it if there is none; LabError when that fails.
 
     A base has its recipe's hash in its name and gets that name when it is complete. Machines never write to it.
+
+    :param extra: packages that it has beside :data:`PACKAGES`
+    :param hooks: command lines after those of :data:`HOOKS`; $1 is the root directory
     """
     if suite not in SUITES:
         raise LabError(f"No such suite: {suite} (there are {', '.join(SUITES)})")
-    recipe = hashlib.sha256(repr((suite, PACKAGES, HOOKS)).encode()).hexdigest()[:12]
+    packages, steps = [*PACKAGES, *extra], (*HOOKS, *hooks)
+    recipe = hashlib.sha256(repr((suite, packages, steps)).encode()).hexdigest()[:12]
     base = cache_dir() / f"{suite}-{recipe}"
     if base.is_dir():
         return base
@@ -80,7 +87,7 @@ def ensure_base(suite: str) -> Path:
             unfinished = base.with_suffix(".new")
             _remove(unfinished)
             try:
-                _build(suite, unfinished, lock)
+                _build(suite, packages, steps, unfinished, lock)
                 unfinished.rename(base)
             finally:
                 _remove(unfinished)
@@ -92,7 +99,7 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
 
 
-def _build(suite: str, target: Path, lock: int) -> None:
+def _build(suite: str, packages: Sequence[str], hooks: Sequence[str], target: Path, lock: int) -> None:
     """Make a root directory with mmdebstrap; it holds the lock too, so that it has it even where we are killed."""
     source = mirror()
     LOG.info("building a %s base from %s (once, about half a minute)", suite, source)
@@ -101,8 +108,8 @@ def _build(suite: str, target: Path, lock: int) -> None:
         options.flush()
         # A mount namespace of its own: /proc and /sys are mounted in there, and go with it, however it ends.
         argv = ["unshare", "--mount", "mmdebstrap", "--mode=root", "--format=directory", "--variant=apt"]
-        argv += [f"--include={','.join(PACKAGES)}", f"--aptopt={options.name}"]
-        argv += [f"--customize-hook={hook}" for hook in HOOKS]
+        argv += [f"--include={','.join(packages)}", f"--aptopt={options.name}"]
+        argv += [f"--customize-hook={hook}" for hook in hooks]
         argv += [suite, str(target), source]
         # A group of their own: mmdebstrap, apt and dpkg have to end together, and to end orderly on a Ctrl-C.
         process = subprocess.Popen(

@@ -41,9 +41,13 @@ class Lab:
     stays, for attach().
     """
 
-    def __init__(self, machines: Sequence[Spec] | None = None) -> None:
-        """Describe a lab of these machines (default: seed_machines()); nothing is made yet."""
+    def __init__(self, machines: Sequence[Spec] | None = None, extra: Sequence[str] = ()) -> None:
+        """Describe a lab of these machines (default: seed_machines()); nothing is made yet.
+
+        :param extra: packages that they have beside those of every lab
+        """
         self.specs = tuple(machines if machines is not None else seed_machines())
+        self._extra = extra
         self._use_prefix(PREFIX + secrets.token_hex(3))
         self._owner: int | None = None
         self._kept = False
@@ -86,7 +90,7 @@ class Lab:
     def _set_up(self) -> None:
         if problems := check_host():
             raise LabError("\n".join(problems))
-        bases = {suite: ensure_base(suite) for suite in {spec.suite for spec in self.specs}}
+        bases = {suite: ensure_base(suite, self._extra) for suite in {spec.suite for spec in self.specs}}
         with locked(RUN / "lock"):
             _remove_stale()
             self._record()

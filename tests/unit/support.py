@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from peerd import config, messages
 from peerd.config import Config
 from peerd.connection import Connection
-from peerd.errors import PeerdError
+from peerd.errors import Outcome, PeerdError
 from peerd.executor import Executor
 from peerd.history import History
 from peerd.job import Job
@@ -199,9 +199,13 @@ async def linked() -> AsyncIterator[tuple[Connection, Connection]]:
 
 
 class FakePeers:
-    """Other machines' daemons, as a server whose connections a test takes one after another, already greeted."""
+    """Other machines' daemons, as a server whose connections a test takes one after another, already greeted.
+
+    :ivar boot: the boot id that they give
+    """
 
     def __init__(self) -> None:
+        self.boot = ""
         self.links: asyncio.Queue[Wire] = asyncio.Queue()
         self.port = 0
         self.accepted = 0
@@ -215,7 +219,7 @@ class FakePeers:
             await wire.link.expect("hello")
         except ConnectionError:
             return
-        wire.link.post("hello", messages.hello("fake"))
+        wire.link.post("hello", messages.hello("fake", self.boot))
         self.links.put_nowait(wire)
 
     @contextlib.asynccontextmanager
@@ -283,6 +287,11 @@ class FakeExecutor(Executor):
             return await self._script(request, caller, session.sink, session.cancel)
         finally:
             told.cancel()
+
+    async def detach(self, request: ExecRequest, caller: Caller) -> ExecResult:
+        """Start it."""
+        await self.launch(request, caller)
+        return ExecResult(Outcome.EXITED, 0)
 
     async def _tell(self, session: Session) -> None:
         # A caller that has gone is one that wants no more.

@@ -250,7 +250,7 @@ PEERS = ("desktop", "laptop", "vps")
         (["execOnPeer", "--env", "A=1", "--en"], ["--env"]),
         (["setPeerConfig", "--role", ""], ["leader", "worker"]),
         (["listPeers", "--"], ["--help", "--json"]),
-        (["help", "get"], ["getJob", "getPeerInfo", "getPeerStatus"]),
+        (["help", "get"], ["getJob", "getPeerIdByIp", "getPeerInfo", "getPeerStatus"]),
         (["waitJob", "--"], ["--help", "--job", "--json", "--peer"]),
         (["noSuchCommand", ""], []),
     ],

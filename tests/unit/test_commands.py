@@ -8,9 +8,11 @@ import keyword
 import pytest
 
 from peerd.commands import BY_NAME, COMMANDS, Command, snake_case
+from peerd.deploy import Deploy
 from peerd.errors import KINDS, Code
 from peerd.execution import Execution
 from peerd.jobs import Jobs
+from peerd.logs import Logs
 from peerd.membership import Membership
 from peerd.service import Service
 from peerd.trust import Trust
@@ -22,7 +24,7 @@ SEED = (
 SERVED = [command for command in COMMANDS if command.name != "help"]
 METHODS = {
     name: method
-    for part in (Service, Execution, Jobs, Membership, Trust)
+    for part in (Service, Execution, Jobs, Deploy, Logs, Membership, Trust)
     for name, method in vars(part).items()
     if name.startswith("do_")
 }
@@ -91,4 +93,4 @@ def test_advice_in_errors_names_commands_and_options_that_there_are() -> None:
     assert set(named) <= set(BY_NAME)
     flags = {option.flag for command in COMMANDS for option in command.options}
     used = {word.strip("[]().,") for line in words for word in line if word.startswith(("--", "[--", "(--"))}
-    assert used <= flags
+    assert used <= flags | {"--"}

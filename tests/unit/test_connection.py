@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
 import socket
 
 import pytest
@@ -175,6 +176,18 @@ def test_bytes_that_are_no_frame_are_malformed(garbage: bytes) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("number", [errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.EPIPE], ids=errno.errorcode.get)
+def test_whatever_ends_a_connection_is_a_lost_connection_to_who_sends(number: int) -> None:
+    async def main() -> None:
+        async with linked() as (near, _):
+            near._reader.set_exception(OSError(number, os.strerror(number)))
+            with pytest.raises(ConnectionError) as caught:
+                await near.send("ping")
+            assert caught.value.errno == number
+
+    asyncio.run(main())
+
+
 def test_connecting_greets() -> None:
     async def main() -> None:
         async with FakePeers().serving() as peers:
@@ -246,4 +259,9 @@ def test_what_stood_in_the_way_is_said_in_words(error: OSError, words: str) -> N
 
 
 def test_a_hello_has_the_versions_of_protocol_and_daemon_and_the_boot_id() -> None:
-    assert messages.hello("0.1.0", "b" * 32) == {"protocol": 1, "version": "0.1.0", "boot": "b" * 32}
+    assert messages.hello("0.1.0", "b" * 32) == {
+        "protocol": 1,
+        "newest": 2,
+        "version": "0.1.0",
+        "boot": "b" * 32,
+    }

@@ -46,6 +46,13 @@ def test_a_file_that_cannot_be_used_is_refused(etc: Path, content: bytes) -> Non
     assert str(etc / "peerd.conf") in str(caught.value)
 
 
+@pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
+def test_a_file_that_others_may_write_is_warned_of(etc: Path, mode: int) -> None:
+    (etc / "peerd.conf").write_text("[peerd]\nport = 1\n")
+    (etc / "peerd.conf").chmod(mode)
+    assert daemon.read_config() == (settings(port=1), [f"{etc}/peerd.conf: others than its owner may write it"])
+
+
 def test_a_file_that_cannot_be_read_is_refused(etc: Path) -> None:
     (etc / "peerd.conf").mkdir()
     with pytest.raises(ConfigError, match=r"peerd\.conf"):

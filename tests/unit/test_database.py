@@ -318,9 +318,12 @@ def job(number: int) -> Job:
     return Job.of(ExecRequest(f"{number:016x}", "/", "true"), "vps", "root@vps", number)
 
 
-def test_a_history_that_cannot_be_used_is_set_aside_and_begun_anew(tmp_path: Path, records: Journal) -> None:
+@pytest.mark.parametrize("harm", [garbage, newer])
+def test_a_history_that_cannot_be_used_is_set_aside_and_begun_anew(
+    tmp_path: Path, harm: Callable[[Path], None], records: Journal
+) -> None:
     path = tmp_path / "jobs.db"
-    garbage(path)
+    harm(path)
     past = History(path)
     past.put(history.RAN, "vps", job(1))
     past.close()

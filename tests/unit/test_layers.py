@@ -11,10 +11,12 @@ import pytest
 import peerd
 
 SOURCES = {path.stem: path for path in Path(peerd.__file__).parent.glob("*.py") if path.stem != "__init__"}
-PURE = "claims cli commands config errors job messages peers policy protocol render validate".split()
+PURE = """
+    busapi claims cli commands config errors job messages parameters peers policy protocol records render validate
+""".split()
 IO = {"asyncio", "dbus_next", "peewee", "playhouse", "sdnotify", "selectors", "socket", "subprocess", "systemd"}
 EDGES = {
-    "dbus_next": {"scopes", "sleep", "bus"},
+    "dbus_next": {"scopes", "sleep", "bus", "buslink", "busvalues", "polkit"},
     "peewee": {"database", "registry", "history"},
     "systemd": {"journal", "daemon", "fdstore"},
     "sdnotify": {"daemon"},

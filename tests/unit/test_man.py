@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from peerd import (
+    bus,
+    busapi,
     cli,
     client,
     config,
@@ -26,13 +28,16 @@ from peerd import (
     job,
     jobs,
     links,
+    logs,
     messages,
     policy,
     protocol,
+    records,
     tcpfront,
     validate,
 )
-from peerd.commands import BY_NAME, COMMANDS, Command
+from peerd.busapi import INTERFACES, Arguments
+from peerd.commands import BY_NAME, COMMANDS, Access, Command
 from peerd.config import SETTINGS
 from peerd.environment import login_environment
 from peerd.errors import KINDS, Outcome
@@ -102,7 +107,9 @@ class Page:
 
 
 D, PEERD, CONF, WIRE = map(Page, ("d.1", "peerd.8", "peerd.conf.5", "peerd-protocol.7"))
-ALL = (D, PEERD, CONF, WIRE)
+BUS = Page("org.automatelinux.peerd1.5")
+BY_IP = Page("getPeerIdByIp.1")
+ALL = (D, PEERD, CONF, WIRE, BUS, BY_IP)
 
 
 _WORDS = {2.5: "two and a half"}
@@ -175,7 +182,7 @@ def test_every_value_of_an_option_is_explained() -> None:
 
 
 def test_no_command_or_option_is_named_that_does_not_exist() -> None:
-    flags = {option.flag for command in COMMANDS for option in command.options}
+    flags = {flag for command in COMMANDS for option in command.options for flag in (option.flag, option.short)}
     flags |= {"--json", "--stream", "--version", "--help", "-h", r"-\&-"}
     assert {f"-{word}" for page in ALL for word in page.arguments("Fl")} <= flags
     assert {*D.arguments("Ic"), *PEERD.arguments("Ic")} <= set(BY_NAME)
@@ -401,6 +408,10 @@ def test_outcomes_stand_in_the_order_of_the_table() -> None:
         (WIRE, f"at most {validate.MAX_PATH} bytes"),
         (WIRE, f"at most {validate.MAX_COMMAND} bytes"),
         (D, f"at most {validate.MAX_COMMAND} bytes"),
+        (WIRE, f"0 to {validate.MAX_LINES}"),
+        (D, f"at most {validate.MAX_LINES}."),
+        (D, f"default is {records.DEFAULT_LINES},"),
+        (WIRE, f"At most {logs._MAX_READERS} of them"),
         (WIRE, f"the last {executor._REMEMBERED} ids"),
         (WIRE, f"a window of {messages.WINDOW} bytes"),
         (WIRE, f"at most {jobs.MAX_JOBS}"),
@@ -410,6 +421,8 @@ def test_outcomes_stand_in_the_order_of_the_table() -> None:
         (WIRE, f"then sent nothing for {tcpfront._STRANGER_LIMIT:g} seconds"),
         (CONF, f"a machine that is no peer {tcpfront._OF_A_STRANGER}."),
         (WIRE, f"hears nothing for {_WORDS[links._MISSED_HEARTBEATS]} of them"),
+        (BUS, f"may have {busapi.MAX_COLLECTED} bytes"),
+        (BUS, f"often {bus._CALL_TIMEOUT:g} seconds"),
         (CONF, f"silent for {_WORDS[links._MISSED_HEARTBEATS]} of them"),
     ],
     ids=repr,
@@ -433,6 +446,47 @@ def test_bounds_of_settings() -> None:
                 setting.parse(str(limit + 1))
 
 
+# --- org.automatelinux.peerd1(5)
+
+
+def _quoted(arguments: Arguments) -> list[str]:
+    return [f'"{signature} {name}"' for name, signature in arguments]
+
+
+def test_members_stand_in_the_order_of_the_table_with_their_signatures() -> None:
+    manager, peer, job_ = (INTERFACES[name] for name in (busapi.MANAGER, busapi.PEER, busapi.JOB))
+    heads = [line for line in BUS.part(".Ss Methods").lines if line.startswith((".It", ".Fa"))]
+    assert heads == [
+        line
+        for name, method in manager.methods.items()
+        for line in (" ".join([".It Fn", name, *_quoted(method.takes)]), f".Fa {' , '.join(_quoted(method.gives))} .")
+    ]
+    heads = [line for line in BUS.part(".Ss Signals").lines if line.startswith(".It")]
+    assert heads == [" ".join([".It Fn", name, *_quoted(takes)]) for name, takes in manager.signals.items()]
+    items = BUS.items(r"Va (\w+) Pq (\w)")
+    assert items == [
+        (name, shown.signature) for interface in (manager, peer, job_) for name, shown in interface.properties.items()
+    ]
+
+
+def test_actions_and_errors_of_the_bus() -> None:
+    assert BUS.part(".Sh WHO MAY").items(r"Ev (\S+)") == [(busapi.action(access),) for access in Access]
+    policy = (ROOT / "units/polkit-1/org.automatelinux.peerd1.policy").read_text()
+    assert re.findall(r'<action id="(.+)">', policy) == [busapi.action(access) for access in Access]
+    standard = {
+        name
+        for _, call in _calls("Refused", trees=[SOURCES["bus"], SOURCES["polkit"]])
+        if (name := _constant(call.args[0]))
+    }
+    # Names that are chosen as one goes, or belong to a library.
+    standard |= {"InteractiveAuthorizationRequired", "LimitsExceeded", "Failed"}
+    ours = {busapi.error_name(code).removeprefix("org.freedesktop.DBus.Error.") for code in errors.Code}
+    standard |= {name for name in ours if "." not in name}
+    documented = {name for line in BUS.lines if line.startswith(".It Er ") for name in line[7:].split(" , ")}
+    assert documented == standard, _difference(documented, standard)
+    assert {f"{busapi.NAME}.Error.{name}" for name in ("PeerNotFound", "TooMuchOutput")} <= ours
+
+
 # --- all of them
 
 
@@ -443,7 +497,7 @@ def test_pages_are_these() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_pages_refer_to_pages_that_exist(name: str) -> None:
     for line in Page(name).lines:
-        if match := re.match(r"\.Xr (d|peerd\S*) (\d)", line):
+        if match := re.match(r"\.Xr (d|peerd\S*|org\S*) (\d)", line):
             assert f"{match[1]}.{match[2]}" in NAMES
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from peerd import validate
 from peerd.errors import Code, Outcome, PeerdError
-from peerd.messages import MAX_TEXT, Action, ExecRequest, ExecResult, Registration, check_hello, hello
+from peerd.messages import MAX_TEXT, Action, ExecRequest, ExecResult, Hello, Registration, check_hello, hello
 from peerd.protocol import MAX_HEADER, PROTOCOL_VERSION, encode
 from unit.support import EXEC_ID, brief, frames, registration
 
@@ -238,12 +238,25 @@ def test_a_registration_cannot_claim_an_address() -> None:
 
 
 def test_a_hello_of_our_version_is_taken() -> None:
-    assert check_hello(over_the_wire(hello("0.1.0"))) == ""
+    assert check_hello(over_the_wire(hello("0.1.0"))) == Hello(PROTOCOL_VERSION, "")
 
 
 def test_a_hello_says_which_boot_it_comes_from() -> None:
-    assert check_hello(over_the_wire(hello("0.1.0", "3b7a"))) == "3b7a"
-    assert check_hello({"protocol": PROTOCOL_VERSION}) == ""
+    assert check_hello(over_the_wire(hello("0.1.0", "3b7a"))).boot == "3b7a"
+    assert check_hello({"protocol": PROTOCOL_VERSION}).boot == ""
+
+
+@pytest.mark.parametrize(
+    ("theirs", "spoken"),
+    [
+        ({"protocol": 1}, 1),
+        ({"protocol": 1, "newest": PROTOCOL_VERSION}, PROTOCOL_VERSION),
+        ({"protocol": 1, "newest": PROTOCOL_VERSION + 7}, PROTOCOL_VERSION),
+        ({"protocol": PROTOCOL_VERSION, "newest": PROTOCOL_VERSION + 1}, PROTOCOL_VERSION),
+    ],
+)
+def test_the_newest_version_that_both_speak_is_spoken(theirs: dict[str, object], spoken: int) -> None:
+    assert check_hello(theirs).protocol == spoken
 
 
 @pytest.mark.parametrize("theirs", [0, PROTOCOL_VERSION + 1, 1_000_000])

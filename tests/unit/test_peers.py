@@ -186,3 +186,14 @@ def test_ids_and_addresses_stay_unique_whatever_comes(steps: list[tuple[str, str
                 # Nobody but the one who registered has changed.
                 assert {peer for peer in before if peer.peer_id != peer_id} <= set(peers.all())
         consistent(peers)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "suggestion"),
+    [("lpatop", "Did you mean laptop?"), ("LAPTOP", "Did you mean laptop?"), ("10.0.0.9", ""), ("printer", "")],
+)
+def test_an_id_that_is_nobodys_is_answered_with_those_that_are_close(wanted: str, suggestion: str) -> None:
+    error = PeerBook([Peer("laptop", "10.0.0.4"), Peer("vps", "10.0.0.1")]).missing(wanted)
+    assert (error.code, error.sentence) == (Code.PEER_NOT_FOUND, f"Peer not found: {wanted}")
+    assert error.hints[0] == (suggestion or error.hints[0])
+    assert ("Did you mean" in error.text) == bool(suggestion)

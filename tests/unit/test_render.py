@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -95,3 +96,14 @@ def test_a_table_cannot_drive_a_terminal(text: str) -> None:
 
 def test_a_cell_has_a_bound() -> None:
     assert max(map(len, render(LIST, [{**PEER, "hostname": "x" * 10_000}], False).splitlines())) < 300
+
+
+def test_colour_tells_good_from_bad_and_leaves_the_columns_alone() -> None:
+    rows = [{**PEER, "is_online": True}, {**PEER, "is_online": False}]
+    plain, painted = (render(LIST, rows, False, color).splitlines() for color in (False, True))
+    assert [re.sub(r"\x1b\[\d*m", "", line) for line in painted] == plain
+    assert painted[0].startswith("\x1b[1m")
+    assert re.search(r"\x1b\[32myes *\x1b\[0m", painted[1])
+    assert re.search(r"\x1b\[31mno *\x1b\[0m", painted[2])
+    assert "\x1b[32myes\x1b[0m" in render(STATUS, {"connected_to_leader": True}, False, True)
+    assert render(LIST, rows, True, True) == render(LIST, rows, True)

@@ -326,12 +326,16 @@ def test_a_deploy_pulls_and_builds_and_says_so() -> None:
         async with machine() as here:
             running = here.call("remoteDeployDaemon", peer="laptop")
             wire = await here.target()
-            actions = []
-            for _ in range(2):
-                actions.append((await wire.expect("execRequest")).fields["action"])
-                wire.link.post("result", {"outcome": "exited", "exitStatus": 0})
+            assert (await wire.expect("execRequest")).fields["action"] == "pull"
+            wire.link.post("result", {"outcome": "exited", "exitStatus": 0})
+            request = (await wire.expect("execRequest")).fields
+            assert (request["action"], request["detach"]) == ("deploy", True)
+            wire.link.post("started")
+            assert (await wire.expect("attachJob")).fields["execId"] == request["execId"]
+            wire.link.post("output", {"stream": "stdout"}, b"built\n")
+            wire.link.post("result", {"outcome": "exited", "exitStatus": 0})
             assert (await running).status == 0
-            assert actions == ["pull", "build"]
+            assert here.heard.streams["stdout"] == b"built\n"
             assert here.said[-1] == "Deployed on laptop"
 
     asyncio.run(main())

@@ -347,6 +347,20 @@ def test_that_a_command_runs_is_said_before_it_ends(spawner: Spawner) -> None:
     asyncio.run(main())
 
 
+def test_a_stop_that_comes_as_the_command_starts_is_not_lost(spawner: Spawner) -> None:
+    async def main() -> None:
+        for _ in range(20):
+            with ExitStack() as stack:
+                made = await gate(spawner, stack, ["/bin/sleep", "1000"])
+                made.control.send(b"\n")
+                assert await asyncio.get_running_loop().sock_recv(made.control, 4096) == STARTED
+                os.killpg(made.pid, signal.SIGTERM)
+                report = json.loads(await asyncio.get_running_loop().sock_recv(made.control, 4096))
+                assert report["status"] == signal.SIGTERM
+
+    asyncio.run(main())
+
+
 def test_the_time_of_the_end_is_the_commands_and_not_that_of_who_asks(spawner: Spawner) -> None:
     async def main() -> None:
         with ExitStack() as stack:

@@ -5,26 +5,37 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 
-from peerd import network, tcpfront
+from peerd import messages, network, tcpfront
 from peerd.config import Mode
 from peerd.errors import Code, Outcome, PeerdError
 from peerd.job import Job
 from peerd.journal import Event
 from peerd.links import receive_book
-from peerd.messages import ExecRequest, ExecResult
+from peerd.messages import ExecRequest, ExecResult, Offsets
 from peerd.node import Node
 from peerd.peers import Peer
 from peerd.policy import Policy, Rule
 from peerd.protocol import PROTOCOL_VERSION
 from peerd.registry import Identity, Registry
-from peerd.session import Caller, Sink
+from peerd.session import Caller, Session, Sink
 from peerd.tcpfront import TcpFront
-from unit.support import EXEC_ID, FakeExecutor, Journal, Script, Wire, dialled, registration, settings, tcp_server
+from unit.support import (
+    EXEC_ID,
+    FakeExecutor,
+    FakePeers,
+    Journal,
+    Script,
+    Wire,
+    dialled,
+    registration,
+    settings,
+    tcp_server,
+)
 
 LEADER = Identity("leader", "vps", "")
 LAPTOP = Peer("laptop", "127.0.0.4", public_key="")
@@ -70,6 +81,7 @@ async def served(
     identity: Identity = LEADER,
     packet_info: bool = True,
     interface: str = "lo",
+    executor: FakeExecutor | None = None,
     **changes: Any,
 ) -> AsyncIterator[Remote]:
     """A leader at 127.0.0.1 that knows the peer laptop at 127.0.0.4."""
@@ -79,7 +91,7 @@ async def served(
     config = settings(vpn_interface=interface, **changes)
     node = Node(registry, lambda: config, lambda: None)
     node.start()
-    executor = FakeExecutor(script)
+    executor = executor or FakeExecutor(script)
     front = TcpFront(node, executor, lambda: config)
     try:
         async with tcp_server(front.accept, packet_info) as port:
@@ -574,6 +586,205 @@ def test_what_only_a_leader_answers_is_unknown_to_others() -> None:
                 for type_ in ("listPeers", "deletePeer", "approvePeer", "rejectPeer", "heartbeat"):
                     assert (await wire.ask(type_, {"peer": "laptop"})).fields["code"] == "unknown-message"
                 assert (await wire.ask("execRequest", EXEC)).type == "result"
+
+    asyncio.run(main())
+
+
+def test_a_worker_that_was_started_just_now_knows_who_comes_back_once_its_leader_has_told_it() -> None:
+    async def main() -> None:
+        async with FakePeers().serving() as leader:
+            worker = Identity("worker", "desktop", "127.0.0.1")
+            async with (
+                served(identity=worker, port=leader.port) as remote,
+                dialled(remote.port, "127.0.0.4") as wire,
+            ):
+                wire.link.post("hello", messages.hello("test"))
+                await wire.link.send("execRequest", EXEC)
+                registering = await leader.links.get()
+                await registering.expect("registerPeer")
+                registering.link.post("registered", {"peer_id": "desktop"})
+                registering.link.post("reply", {"count": 1})
+                registering.link.post("peers", {"peers": [LAPTOP.to_wire()]})
+                assert (await wire.next()).type == "hello"
+                assert (await wire.next()).type == "result"
+                assert [caller for _, caller in remote.executor.requests] == ["laptop"]
+
+    asyncio.run(main())
+
+
+def test_a_worker_whose_leader_is_away_knows_nobody(records: Journal) -> None:
+    async def main() -> None:
+        async with FakePeers().serving() as leader:
+            worker = Identity("worker", "desktop", "127.0.0.1")
+            async with (
+                served(identity=worker, port=leader.port) as remote,
+                dialled(remote.port, "127.0.0.4") as wire,
+            ):
+                wire.link.post("hello", messages.hello("test"))
+                (await leader.links.get()).reset()
+                await wire.end()
+        (record,) = records.of(Event.CONNECTION_REFUSED)
+        assert record.message == "Connection from 127.0.0.4 refused: not a registered peer"
+
+    asyncio.run(main())
+
+
+JOB = Job(EXEC_ID, "vps", "laptop", "/tmp", "make", "root", True, 5)
+
+
+class Jobs(FakeExecutor):
+    """An executor with one job that runs until it is let go or cancelled."""
+
+    def __init__(self) -> None:
+        super().__init__(succeed)
+        self.over, self.waiting = asyncio.Event(), asyncio.Event()
+        self.cancelled = False
+
+    def job(self, exec_id: str) -> Job:
+        if exec_id != EXEC_ID:
+            raise PeerdError(Code.NO_SUCH_JOB, exec_id=exec_id)
+        return replace(JOB, result=ExecResult(Outcome.EXITED, 3)) if self.over.is_set() else JOB
+
+    def jobs(self, limit: int) -> list[Job]:
+        return [replace(JOB, exec_id=f"{number:016x}") for number in range(40)][:limit]
+
+    async def attend(self, exec_id: str, session: Session, offsets: Offsets) -> ExecResult:
+        return self.job(exec_id).result or ExecResult(Outcome.EXITED, 0)
+
+    async def wait(self, exec_id: str) -> Job:
+        self.waiting.set()
+        await self.over.wait()
+        return self.job(exec_id)
+
+    async def cancel(self, exec_id: str) -> Job:
+        self.cancelled = True
+        self.over.set()
+        return await self.wait(exec_id)
+
+
+@asynccontextmanager
+async def with_jobs() -> AsyncIterator[tuple[Jobs, Remote]]:
+    executor = Jobs()
+    async with served(executor=executor) as remote:
+        yield executor, remote
+
+
+def test_a_job_is_told_of_waited_for_and_cancelled() -> None:
+    async def main() -> None:
+        async with with_jobs() as (executor, remote), greeted(remote) as wire, greeted(remote) as other:
+            told = await wire.ask("getJob", {"execId": EXEC_ID})
+            assert (told.type, Job.from_wire(told.fields["job"])) == ("reply", JOB)
+            await wire.link.send("waitJob", {"execId": EXEC_ID})
+            await executor.waiting.wait()
+            # Who waits is answered when it asks for a sign of life.
+            assert (await wire.ask("ping")).type == "pong"
+            ended = Job.from_wire((await other.ask("cancelJob", {"execId": EXEC_ID})).fields["job"])
+            assert executor.cancelled
+            assert ended.result is not None
+            assert Job.from_wire((await wire.next()).fields["job"]) == ended
+            for asking in (wire, other):
+                assert (await asking.ask("ping")).type == "pong"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("type_", ["getJob", "waitJob", "cancelJob", "attachJob"])
+def test_a_job_that_there_is_not_or_cannot_be_is_an_error(type_: str) -> None:
+    async def main() -> None:
+        async with with_jobs() as (executor, remote), greeted(remote) as wire:
+            executor.over.set()
+            for fields, code in (({"execId": "1" * 16}, "no-such-job"), ({"execId": "../x"}, "bad-message")):
+                refused = await wire.ask(type_, dict(fields))
+                assert (refused.type, refused.fields["code"]) == ("error", code)
+            assert (await wire.ask(type_)).fields["code"] == "bad-message"
+            assert (await wire.ask("ping")).type == "pong"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+def test_who_goes_waits_no_more_and_the_job_goes_on(how: str) -> None:
+    async def main() -> None:
+        async with with_jobs() as (executor, remote), greeted(remote) as wire:
+            await wire.link.send("waitJob", {"execId": EXEC_ID})
+            await executor.waiting.wait()
+            if how == "close":
+                wire.link.close()
+            else:
+                wire.reset()
+            async with greeted(remote) as other:
+                told = await other.ask("getJob", {"execId": EXEC_ID})
+                assert Job.from_wire(told.fields["job"]).result is None
+            assert not executor.cancelled
+
+    asyncio.run(main())
+
+
+def test_all_jobs_are_listed_in_frames_that_each_fit() -> None:
+    async def main() -> None:
+        async with with_jobs() as (_, remote), greeted(remote) as wire:
+            assert (await wire.ask("listJobs")).fields == {"count": 40}
+            listed: list[Job] = []
+            while len(listed) < 40:
+                entries = (await wire.next()).fields["jobs"]
+                assert isinstance(entries, list)
+                listed += map(Job.from_wire, entries)
+            assert [int(job.exec_id, 16) for job in listed] == list(range(40))
+            assert (await wire.ask("ping")).type == "pong"
+
+    asyncio.run(main())
+
+
+def test_offsets_and_confirmations_reach_who_attends() -> None:
+    seen: list[object] = []
+
+    class Attended(Jobs):
+        async def attend(self, exec_id: str, session: Session, offsets: Offsets) -> ExecResult:
+            seen.append(offsets)
+            confirmed = asyncio.Event()
+
+            def listen(offsets: Offsets) -> None:
+                seen.append(offsets)
+                if offsets["stdout"]:
+                    confirmed.set()
+
+            session.delivery.listen(listen)
+            await confirmed.wait()
+            return ExecResult(Outcome.EXITED, 3)
+
+    async def main() -> None:
+        async with served(executor=Attended()) as remote, greeted(remote) as wire:
+            await wire.link.send("attachJob", {"execId": EXEC_ID, "stdout": 7})
+            await wire.link.send("ack", {"stdout": 9, "stderr": 1})
+            assert (await wire.next()).type == "result"
+            assert seen == [{"stdout": 7, "stderr": 0}, {"stdout": 0, "stderr": 0}, {"stdout": 9, "stderr": 1}]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("field", [{"stdout": -1}, {"stderr": "x"}, {"stdout": 2**63}], ids=str)
+def test_offsets_out_of_bounds_are_an_error(field: dict[str, object]) -> None:
+    async def main() -> None:
+        async with with_jobs() as (_, remote), greeted(remote) as wire:
+            assert (await wire.ask("attachJob", {"execId": EXEC_ID, **field})).fields["code"] == "bad-message"
+
+    asyncio.run(main())
+
+
+def test_a_detached_command_is_answered_once_it_was_started() -> None:
+    class Starting(Jobs):
+        async def detach(self, request: ExecRequest, caller: Caller) -> ExecResult:
+            if request.directory == "/missing":
+                error = PeerdError(Code.NO_SUCH_DIRECTORY, peer="vps", directory="/missing")
+                return ExecResult.failure(error)
+            return ExecResult(Outcome.EXITED, 0)
+
+    async def main() -> None:
+        async with served(executor=Starting()) as remote, greeted(remote) as wire:
+            assert (await wire.ask("execRequest", {**EXEC, "detach": True})).type == "started"
+            failed = await wire.ask("execRequest", {**EXEC, "detach": True, "directory": "/missing"})
+            assert (failed.type, failed.fields["outcome"]) == ("result", "failed")
+            assert (await wire.ask("ping")).type == "pong"
 
     asyncio.run(main())
 

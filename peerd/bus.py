@@ -1,0 +1,380 @@
+"""peerd on the system bus: what :mod:`peerd.busapi` describes, as a thin front of the service."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dbus_next import BusType, Message, MessageFlag, MessageType, Variant
+from dbus_next.aio import MessageBus
+
+from peerd import busapi, busvalues, parameters, polkit, users
+from peerd.answer import Answer
+from peerd.busapi import INTERFACES, JOB, MANAGER, PEER, ROOT, Refused
+from peerd.busjobs import Jobs
+from peerd.buslink import gone, leave
+from peerd.buspipes import Pipes
+from peerd.busvalues import Collected
+from peerd.commands import Command
+from peerd.config import Config
+from peerd.errors import EXIT_FAILURE, PeerdError
+from peerd.executor import Executor
+from peerd.job import Job
+from peerd.journal import Event, log, report
+from peerd.messages import ExecRequest
+from peerd.node import Node
+from peerd.service import Service
+from peerd.session import Caller, ConfirmingSink, Delivery, Session
+from peerd.stdin import Stdin
+
+_DBUS = "org.freedesktop.DBus"
+_DBUS_PATH = "/org/freedesktop/DBus"
+_CALL_TIMEOUT = 25.0
+_FIRST_DELAY = 0.25
+_LONGEST_DELAY = 5.0
+_GATHER = 0.05
+"""Seconds in which changes become one signal."""
+_NO_QUEUE = 4
+_OWNER = (1, 4)
+"""Flag and replies of RequestName in the D-Bus specification: become or already be the owner, or fail."""
+
+Objects = Mapping[str, Mapping[str, Mapping[str, Variant]]]
+"""Properties by path and interface."""
+
+
+class Bus:
+    """Holds peerd's name on the system bus, whenever there is one, and serves its callers.
+
+    :param address: the bus, where it is another than the system's
+    """
+
+    def __init__(
+        self, node: Node, service: Service, executor: Executor, config: Callable[[], Config], address: str = ""
+    ) -> None:
+        self._node = node
+        self._service = service
+        self._config = config
+        self._address = address
+        self._bus: MessageBus | None = None
+        self._holder: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._callers: dict[str, list[asyncio.Event]] = {}
+        self._shown: Objects = {}
+        self._jobs = Jobs(executor, self._signal)
+        self._due: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Take the name as soon as there is a bus."""
+        self._holder = asyncio.create_task(self._hold())
+
+    async def close(self) -> None:
+        """Leave the bus; calls that still run are not answered."""
+        if self._due:
+            self._due.cancel()
+        tasks = [*self._tasks, *([self._holder] if self._holder else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def changed(self) -> None:
+        """Something may have changed that a property shows; signals follow."""
+        self._jobs.changed()
+        if self._bus and self._due is None:
+            self._due = asyncio.get_running_loop().call_later(_GATHER, self._announce_soon)
+
+    # --- the connection
+
+    async def _hold(self) -> None:
+        delay = _FIRST_DELAY
+        while True:
+            try:
+                await self._serve()
+                delay = _FIRST_DELAY
+            except Exception as error:
+                # No bus, or one that does not give us the name yet: at installation its policy is on its way.
+                if _LONGEST_DELAY / 2 <= delay < _LONGEST_DELAY:
+                    log(Event.BUS_UNAVAILABLE, f"Not on the system bus: {type(error).__name__}: {error}")
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, _LONGEST_DELAY)
+
+    async def _serve(self) -> None:
+        """Be on the bus until it goes away."""
+        bus = MessageBus(self._address, BusType.SYSTEM, negotiate_unix_fd=True)
+        try:
+            await asyncio.wait_for(bus.connect(), _CALL_TIMEOUT)
+            self._bus, self._shown = bus, await self._objects()
+            bus.add_message_handler(self._on_message)
+            [reply] = await self._call(_DBUS, _DBUS_PATH, _DBUS, "RequestName", "su", [busapi.NAME, _NO_QUEUE])
+            if reply not in _OWNER:
+                raise ConnectionError(f"{busapi.NAME} belongs to somebody else")
+            await gone(bus)
+        finally:
+            self._bus = None
+            for cancel in [event for events in self._callers.values() for event in events]:
+                cancel.set()
+            await leave(bus)
+
+    async def _call(
+        self,
+        destination: str,
+        path: str,
+        interface: str,
+        member: str,
+        signature: str,
+        body: list[Any],
+        timeout: float = _CALL_TIMEOUT,
+    ) -> list[Any]:
+        # A call on a connection that broke would wait for ever.
+        if self._bus is None or not self._bus.connected:
+            raise ConnectionError("not on the bus")
+        message = Message(destination, path, interface, member, signature=signature, body=body)
+        reply = await asyncio.wait_for(self._bus.call(message), timeout)
+        if reply is None or reply.message_type is MessageType.ERROR:
+            raise Refused(reply.error_name if reply else "NoReply", str(reply.body[0]) if reply and reply.body else "")
+        return list(reply.body)
+
+    def _send(self, message: Message) -> None:
+        if self._bus and self._bus.connected:
+            self._bus.send(message)
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # --- calls
+
+    def _on_message(self, message: Message) -> bool:
+        for fd in message.unix_fds:
+            os.close(fd)
+        if message.message_type is MessageType.METHOD_CALL:
+            if len(self._tasks) < self._config().max_connections:
+                self._spawn(self._answer(message))
+            else:
+                text = "too many calls at once (max-connections)"
+                self._send(Message.new_error(message, f"{_DBUS}.Error.LimitsExceeded", text))
+            return True
+        if message.message_type is MessageType.SIGNAL and message.member == "NameOwnerChanged":
+            name, _, owner = message.body
+            for cancel in self._callers.get(name, []) if not owner else []:
+                cancel.set()
+        return False
+
+    async def _answer(self, message: Message) -> None:
+        try:
+            answered = await self._handle(message)
+            if answered is None:
+                return
+            reply = Message.new_method_return(message, *answered)
+        except PeerdError as error:
+            reply = Message.new_error(message, busapi.error_name(error.code), error.text.rstrip("\n"))
+        except Refused as error:
+            reply = Message.new_error(message, error.name, str(error))
+        except (OSError, EOFError) as error:
+            reply = Message.new_error(message, f"{_DBUS}.Error.Failed", f"{type(error).__name__}: {error}")
+        except Exception as error:
+            report(error, f"{message.interface}.{message.member} on D-Bus")
+            reply = Message.new_error(message, f"{_DBUS}.Error.Failed", f"Internal error: {type(error).__name__}")
+        if not message.flags & MessageFlag.NO_REPLY_EXPECTED:
+            self._send(reply)
+
+    async def _handle(self, message: Message) -> tuple[str, list[Any]] | None:
+        """Do what a message asks for: the signature and the body of the reply, or None where it has been sent."""
+        interfaces = busapi.interfaces_of(message.path, self._paths())
+        if not interfaces:
+            raise Refused("UnknownObject", f"No such object: {message.path}")
+        name, method = self._find(message, interfaces)
+        if message.signature not in (method.signature, method.signature.removesuffix(busapi.OPTIONS)):
+            raise Refused("InvalidArgs", f"{message.member} takes ({method.signature}), not ({message.signature})")
+        if name == MANAGER and message.member == busapi.START:
+            await self._start(message)
+            return None
+        if name == MANAGER:
+            return method.returns, await self._do(message, busapi.CALLABLE[message.member])
+        return method.returns, await self._standard(message)
+
+    @staticmethod
+    def _find(message: Message, interfaces: Sequence[str]) -> tuple[str, busapi.Method]:
+        if message.interface and message.interface not in interfaces:
+            raise Refused("UnknownInterface", f"No such interface at {message.path}: {message.interface}")
+        for name in [message.interface] if message.interface else interfaces:
+            if message.member in INTERFACES[name].methods:
+                return name, INTERFACES[name].methods[message.member]
+        raise Refused("UnknownMethod", f"No such method at {message.path}: {message.member}")
+
+    async def _standard(self, message: Message) -> list[Any]:
+        match message.member:
+            case "Introspect":
+                return [busapi.introspection(message.path, self._paths())]
+            case "GetMachineId":
+                return [_machine_id()]
+            case "GetManagedObjects":
+                objects = await self._objects()
+                return [{path: shown for path, shown in objects.items() if path != ROOT}]
+            case "Get" | "GetAll" | "Set":
+                return await self._properties(message)
+        return []
+
+    async def _properties(self, message: Message) -> list[Any]:
+        interface, *rest = message.body
+        if interface not in busapi.interfaces_of(message.path, self._paths()):
+            raise Refused("UnknownInterface", f"No such interface at {message.path}: {interface}")
+        values = (await self._objects())[message.path].get(interface, {})
+        if message.member == "GetAll":
+            return [values]
+        if rest[0] not in values:
+            raise Refused("UnknownProperty", f"No such property of {interface}: {rest[0]}")
+        if message.member == "Set":
+            raise Refused("PropertyReadOnly", f"{rest[0]} cannot be set; see SetPeerConfig")
+        return [values[rest[0]]]
+
+    async def _do(self, message: Message, command: Command) -> list[Any]:
+        """Do a command for whoever may."""
+        params, sink = _parameters(message, command), Collected()
+        async with self._calling(message, command, params, sink) as session:
+            return busvalues.reply(command, await self._service.call(command.name, params, session), sink)
+
+    async def _start(self, message: Message) -> None:
+        """Start a command and answer with its job and its streams; return when it has ended."""
+        command = busapi.CALLABLE["ExecOnPeer"]
+        params, pipes = _parameters(message, command), Pipes()
+        ids: list[str] = []
+        try:
+            async with self._calling(message, command, params, pipes) as session:
+                telling = replace(session, running=lambda exec_id, step: ids.append(exec_id))
+                work = asyncio.ensure_future(self._service.call(command.name, params, telling))
+                begun = asyncio.ensure_future(pipes.begun.wait())
+                try:
+                    await asyncio.wait((work, begun), return_when=asyncio.FIRST_COMPLETED)
+                    if not begun.done():
+                        # It has ended before it began, so this raises why.
+                        busvalues.reply(command, await work, Collected())
+                    await self._stream(message, ids[0], params, session.caller, pipes, work)
+                finally:
+                    for task in (work, begun):
+                        task.cancel()
+                    await asyncio.wait((work, begun))
+        finally:
+            pipes.close()
+
+    async def _stream(
+        self,
+        message: Message,
+        exec_id: str,
+        params: Mapping[str, Any],
+        caller: Caller,
+        pipes: Pipes,
+        work: asyncio.Future[Answer],
+    ) -> None:
+        request = ExecRequest(exec_id, params["directory"], params.get("shell_cmd", ""), params.get("argv", ()))
+        request = replace(request, user=params.get("user", ""))
+        self._jobs.begin(Job.of(request, params["peer"], str(caller), time.time_ns() // 1000))
+        body = [busapi.job_path(exec_id), 0, 1]
+        if self._bus and self._bus.connected:
+            reply = Message.new_method_return(message, "ohh", body, unix_fds=pipes.given)
+            with contextlib.suppress(OSError, EOFError):
+                await self._bus.send(reply)
+        pipes.give()
+        outcome, status = "", EXIT_FAILURE
+        try:
+            answer = await work
+            if answer.error:
+                pipes.say(answer.error.text.rstrip("\n"))
+            outcome, status = str((answer.record or {}).get("outcome", "")), answer.status
+        finally:
+            self._jobs.end(exec_id, outcome, status)
+
+    @contextlib.asynccontextmanager
+    async def _calling(
+        self, message: Message, command: Command, params: Mapping[str, Any], sink: Collected | Pipes
+    ) -> AsyncIterator[Session]:
+        """The session of a call, for whoever may; it is cancelled when its caller leaves the bus."""
+        sender, cancel = str(message.sender), asyncio.Event()
+        rule = f"type='signal',sender='{_DBUS}',member='NameOwnerChanged',arg0='{sender}'"
+        self._callers.setdefault(sender, []).append(cancel)
+        try:
+            # Watched first: one that has gone by now has no user any more.
+            await self._call(_DBUS, _DBUS_PATH, _DBUS, "AddMatch", "s", [rule])
+            [uid] = await self._call(_DBUS, _DBUS_PATH, _DBUS, "GetConnectionUnixUser", "s", [sender])
+            await polkit.authorize(self._call, message, uid, command, params)
+            yield _session(Caller(self._node.peer_id, users.name(uid)), sink, cancel)
+        finally:
+            self._callers[sender].remove(cancel)
+            if not self._callers[sender]:
+                del self._callers[sender]
+            with contextlib.suppress(OSError, EOFError, Refused):
+                await self._call(_DBUS, _DBUS_PATH, _DBUS, "RemoveMatch", "s", [rule])
+
+    # --- what is shown
+
+    def _paths(self) -> dict[str, str]:
+        peers = {busapi.peer_path(peer_id): PEER for peer_id in self._node.book.ids()}
+        return {**peers, **{busapi.job_path(exec_id): JOB for exec_id in self._jobs.shown}}
+
+    async def _objects(self) -> Objects:
+        session = _session(Caller(self._node.peer_id), Collected(), asyncio.Event())
+        status = (await self._service.call("getPeerStatus", {}, session)).data
+        objects = {ROOT: {MANAGER: busvalues.values(MANAGER, status)}}
+        for peer in self._node.book.all():
+            objects[busapi.peer_path(peer.peer_id)] = {PEER: busvalues.values(PEER, peer.to_wire())}
+        for exec_id, job in self._jobs.shown.items():
+            objects[busapi.job_path(exec_id)] = {JOB: busvalues.of_job(job)}
+        return objects
+
+    def _announce_soon(self) -> None:
+        self._due = None
+        self._spawn(self._announce())
+
+    async def _announce(self) -> None:
+        """Tell what has changed since the last time."""
+        before, now = self._shown, await self._objects()
+        self._shown = now
+        jobs = {path for path in {*before, *now} if path.startswith(f"{busapi.JOBS}/")}
+        manager, properties = busapi.OBJECT_MANAGER, busapi.PROPERTIES
+        for path in before.keys() - now.keys() - jobs:
+            self._signal(ROOT, manager, "InterfacesRemoved", [path, list(before[path])])
+            self._about_peer("PeerRemoved", path, before)
+        for path in now.keys() - before.keys() - jobs:
+            self._signal(ROOT, manager, "InterfacesAdded", [path, now[path]])
+            self._about_peer("PeerAdded", path, now)
+            if now[path][PEER]["IsOnline"].value:
+                self._about_peer("PeerOnline", path, now)
+        for path in now.keys() & before.keys():
+            for interface, values in now[path].items():
+                described = INTERFACES[interface].properties
+                old = before[path][interface]
+                changed = {
+                    key: value for key, value in values.items() if described[key].announced and old[key] != value
+                }
+                if changed:
+                    self._signal(path, properties, "PropertiesChanged", [interface, changed, []])
+                if "IsOnline" in changed:
+                    self._about_peer("PeerOnline" if changed["IsOnline"].value else "PeerOffline", path, now)
+
+    def _about_peer(self, member: str, path: str, objects: Objects) -> None:
+        self._signal(ROOT, MANAGER, member, [objects[path][PEER]["PeerId"].value, path])
+
+    def _signal(self, path: str, interface: str, member: str, body: list[Any]) -> None:
+        signature = "".join(signature for _, signature in INTERFACES[interface].signals[member])
+        self._send(Message.new_signal(path, interface, member, signature, body))
+
+
+def _machine_id() -> str:
+    return Path("/etc/machine-id").read_text("ascii").strip()
+
+
+def _parameters(message: Message, command: Command) -> dict[str, Any]:
+    return parameters.check(command.name, busapi.parameters(command, [busvalues.plain(item) for item in message.body]))
+
+
+def _session(caller: Caller, sink: Collected | Pipes, cancel: asyncio.Event) -> Session:
+    """The session of a caller that has all that its sink took, sends nothing, and once lost wants nothing more."""
+    delivery = Delivery()
+    confirming = ConfirmingSink(sink, delivery)
+    return Session(caller, confirming, cancel, asyncio.Event(), sink.say, Stdin(lambda start, until: None), delivery)

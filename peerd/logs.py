@@ -1,0 +1,144 @@
+"""What peerd recorded, on this machine and on peers, as it is and as it comes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+from peerd import records, remote
+from peerd.answer import Answer
+from peerd.environment import LANG, PATH
+from peerd.errors import Code, PeerdError
+from peerd.node import Node
+from peerd.peers import Peer
+from peerd.records import Query, Record
+from peerd.session import Session
+
+_CHUNK = 64 * 1024
+_MAX_LINE = 512 * 1024
+_MAX_READERS = 32
+
+Batches = AsyncGenerator[list[Record], None]
+Stops = Sequence[asyncio.Event]
+"""Each of these events ends the reading."""
+
+
+class Reader:
+    """Reads this machine's journal, by journalctl(1): whatever it takes, it is another process that takes it."""
+
+    def __init__(self, program: str = "journalctl") -> None:
+        self._program = program
+        self._running = 0
+
+    async def read(self, query: Query, stops: Stops) -> Batches:
+        """The records, some at a time, until there are no more or one of the events is set.
+
+        :raises PeerdError: BUSY, INTERNAL
+        """
+        if self._running >= _MAX_READERS:
+            raise PeerdError(Code.BUSY, reason=f"{_MAX_READERS} readers of the journal already")
+        arguments = ["--output=json", "--all", "--quiet", "--no-pager", f"--lines={query.count}"]
+        arguments += [f"--since=@{query.since:.0f}"] * bool(query.since) + ["--follow"] * query.follow
+        # Other users can write records that look like peerd's.
+        matches = ["SYSLOG_IDENTIFIER=peerd", f"_UID={os.getuid()}"]
+        self._running += 1
+        process: asyncio.subprocess.Process | None = None
+        try:
+            process = await asyncio.create_subprocess_exec(
+                self._program,
+                *arguments,
+                *matches,
+                env={"PATH": PATH, "LANG": LANG},
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+            )
+            assert process.stdout
+            assert process.stderr
+            rest = b""
+            while chunk := await _unless(stops, process.stdout.read(_CHUNK)):
+                *whole, rest = (rest + chunk).split(b"\n")
+                if len(rest) > _MAX_LINE:
+                    raise PeerdError(Code.INTERNAL, reason="a record of the journal is too long")
+                if batch := [record for line in whole if (record := records.from_journal(line))]:
+                    yield batch
+            if not _any(stops) and await process.wait():
+                said = (await process.stderr.read(_CHUNK)).decode("utf-8", "replace").strip()
+                raise PeerdError(Code.INTERNAL, reason=f"journalctl: {said}")
+        finally:
+            self._running -= 1
+            if process is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+                await process.communicate()
+
+
+class Logs:
+    """A part of the service: a method for each of these commands."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._reader = Reader()
+
+    async def do_log(
+        self,
+        session: Session,
+        peer: str | None = None,
+        since: float = 0.0,
+        lines: int | None = None,
+        follow: bool = False,
+    ) -> Answer:
+        """The records of this machine, or of a peer."""
+        query = Query(since, lines, follow)
+        stops = (session.cancel, session.gone)
+        if peer is None or peer == self._node.peer_id:
+            batches = self._reader.read(query, stops)
+        else:
+            batches = self._of_peer(await self._node.resolve(peer), query, stops)
+        if follow:
+            return Answer(more=batches)
+        async with contextlib.aclosing(batches):
+            return Answer([record async for batch in batches for record in batch])
+
+    async def _of_peer(self, target: Peer, query: Query, stops: Stops) -> Batches:
+        try:
+            async with self._node.pool.borrow(target.ip_address) as link:
+                await link.send("getLog", query.to_wire())
+                while not _any(stops):
+                    frame = await _unless(stops, link.receive())
+                    if _any(stops):
+                        break
+                    if frame is None:
+                        raise ConnectionError("closed before its end")
+                    if frame.type == "error":
+                        raise PeerdError.from_wire(frame.fields)
+                    if frame.type == "reply":
+                        return
+                    if frame.type == "records":
+                        yield records.from_wire(frame.fields)
+                # What is on its way may be much; the connection is of no more use.
+                await link.send("cancel")
+                link.abort()
+        except OSError as error:
+            raise remote.connect_failed(target, error) from None
+
+
+def _any(stops: Stops) -> bool:
+    return any(stop.is_set() for stop in stops)
+
+
+async def _unless(stops: Stops, work: Any) -> Any:
+    """What a coroutine returns, or None when one of the events was set first."""
+    working, *waits = [asyncio.ensure_future(awaited) for awaited in (work, *(stop.wait() for stop in stops))]
+    try:
+        await asyncio.wait((working, *waits), return_when=asyncio.FIRST_COMPLETED)
+        return None if _any(stops) else working.result()
+    finally:
+        for task in (working, *waits):
+            task.cancel()
+        await asyncio.wait((working, *waits))
+        if working.done() and not working.cancelled():
+            working.exception()

@@ -1,0 +1,113 @@
+"""The records that peerd left in a machine's journal, as others ask for them and see them. Pure code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from peerd import validate
+from peerd.errors import Code, PeerdError
+from peerd.messages import take, take_optional
+from peerd.render import moment
+
+DEFAULT_LINES = 100
+MAX_FIELD = 64 * 1024
+"""Characters of one field of a record from another machine."""
+
+_USEC = 1_000_000
+_NUMBERS = ("exit_status", "duration_usec")
+_PREFIX = "PEERD_"
+
+Record = dict[str, object]
+
+
+@dataclass(frozen=True)
+class Query:
+    """Which records are wanted.
+
+    :ivar since: from when on, in seconds since the epoch; 0 for any time
+    :ivar lines: the last so many; None for the default, which is all, within the bound, where ``since`` is given
+    :ivar follow: whether those that are still to come are wanted too
+    """
+
+    since: float = 0.0
+    lines: int | None = None
+    follow: bool = False
+
+    @property
+    def count(self) -> int:
+        """The last so many."""
+        return self.lines if self.lines is not None else validate.MAX_LINES if self.since else DEFAULT_LINES
+
+    def to_wire(self) -> dict[str, object]:
+        """The fields of a getLog."""
+        return {"since": self.since or None, "lines": self.lines, "follow": self.follow}
+
+    @classmethod
+    def from_wire(cls, fields: Mapping[str, object]) -> Query:
+        """The query in the fields of a getLog."""
+        return cls(
+            take(fields, "since", _moment, 0.0),
+            take_optional(fields, "lines", validate.lines),
+            take(fields, "follow", validate.boolean, False),
+        )
+
+
+def _moment(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 2**40:
+        raise ValueError("must be seconds since the epoch")
+    return float(value)
+
+
+def from_journal(line: bytes) -> Record | None:
+    """A record from a line of ``journalctl --output=json``; None for what is none of peerd's own.
+
+    :raises ValueError: where the line is no such line
+    """
+    entry: dict[str, Any] = json.loads(line)
+    if f"{_PREFIX}EVENT" not in entry:
+        return None
+    fields = {name: _text(value) for name, value in entry.items()}
+    record: Record = {
+        "time": moment(int(fields["__REALTIME_TIMESTAMP"]) / _USEC),
+        "priority": int(fields.get("PRIORITY", "6")),
+        "message": fields.get("MESSAGE", ""),
+    }
+    for name in sorted(fields):
+        if name.startswith(_PREFIX):
+            key = name.removeprefix(_PREFIX).lower()
+            record[key] = int(fields[name]) if key in _NUMBERS else fields[name]
+    return record
+
+
+def _text(value: object) -> str:
+    # Bytes that are no printable UTF-8 come as numbers, a field that is there twice as a list, a huge one as null.
+    if isinstance(value, list):
+        if value and isinstance(value[0], int):
+            return bytes(value).decode("utf-8", "backslashreplace")
+        return _text(value[0]) if value else ""
+    return value if isinstance(value, str) else ""
+
+
+def from_wire(fields: Mapping[str, object]) -> list[Record]:
+    """The records in a records message.
+
+    :raises PeerdError: BAD_MESSAGE
+    """
+    listed = fields.get("records")
+    if not isinstance(listed, list) or not all(_is_record(entry) for entry in listed):
+        raise PeerdError(Code.BAD_MESSAGE, reason="records must be a list of records")
+    return listed
+
+
+def _is_record(entry: object) -> bool:
+    if not isinstance(entry, dict):
+        return False
+    texts = [value for value in entry.values() if not isinstance(value, int)]
+    return (
+        isinstance(entry.get("priority"), int)
+        and all(isinstance(entry.get(name), str) for name in ("time", "message"))
+        and all(isinstance(text, str) and len(text) <= MAX_FIELD for text in texts)
+    )

@@ -1,0 +1,475 @@
+"""peerd on a real message bus of the test's own: calls, errors, signals, and a bus that goes and comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from dbus_next import Message, MessageType, Variant
+from dbus_next.aio import MessageBus
+
+from peerd import busapi
+from peerd.answer import Answer
+from peerd.bus import Bus
+from peerd.busapi import JOB, MANAGER, OBJECT_MANAGER, PEER, PROPERTIES, ROOT
+from peerd.buslink import leave
+from peerd.errors import Code, Outcome, PeerdError
+from peerd.job import Job
+from peerd.journal import Event
+from peerd.messages import ExecResult
+from peerd.peers import Peer, PeerBook
+from peerd.session import Session
+from unit.support import Journal, read_all, readable, settings
+
+BUS_CONFIG = """<busconfig><type>session</type><listen>unix:path={path}</listen><auth>EXTERNAL</auth>
+<policy context="default"><allow send_destination="*"/><allow receive_sender="*"/><allow own="*"/></policy></busconfig>
+"""
+VPS = Peer("vps", "10.0.0.1", first_seen=1.5, is_online=True)
+Script = Callable[[str, dict[str, Any], Session], Awaitable[Answer]]
+
+
+class FakeNode:
+    """Whom this machine knows."""
+
+    def __init__(self) -> None:
+        self.peer_id = "here"
+        self.book = PeerBook([VPS])
+
+
+class FakeService:
+    """Does what the test says, and shows a status."""
+
+    def __init__(self, script: Script | None = None) -> None:
+        self.script = script
+        self.status: dict[str, object] = {"role": None, "peer_id": "here", "connected_to_leader": False}
+
+    async def call(self, name: str, params: dict[str, Any], session: Session) -> Answer:
+        if self.script and name != "getPeerStatus":
+            return await self.script(name, params, session)
+        return Answer(self.status)
+
+
+class FakeJobs:
+    """What runs here."""
+
+    def __init__(self) -> None:
+        self.active: list[Job] = []
+        self.ended: dict[str, Job] = {}
+
+    def job(self, exec_id: str) -> Job:
+        return self.ended[exec_id]
+
+
+class MessageDaemon:
+    """A dbus-daemon(1) that can be stopped and started."""
+
+    def __init__(self, directory: Path) -> None:
+        self.address = f"unix:path={directory}/bus"
+        self._config = directory / "bus.conf"
+        self._config.write_text(BUS_CONFIG.format(path=directory / "bus"))
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and return when it listens."""
+        self._process = subprocess.Popen(
+            ["dbus-daemon", "--nofork", "--print-address", f"--config-file={self._config}"], stdout=subprocess.PIPE
+        )
+        assert self._process.stdout
+        assert self._process.stdout.readline()
+
+    def stop(self) -> None:
+        """End it, and with it every connection."""
+        if self._process:
+            self._process.kill()
+            self._process.communicate()
+        self._process = None
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[MessageDaemon]:
+    """A bus that runs."""
+    message_daemon = MessageDaemon(tmp_path)
+    message_daemon.start()
+    yield message_daemon
+    message_daemon.stop()
+
+
+class Client:
+    """Another program on the bus."""
+
+    def __init__(self, bus: MessageBus) -> None:
+        self.bus = bus
+        self.signals: asyncio.Queue[Message] = asyncio.Queue()
+        bus.add_message_handler(self._heard)
+
+    def _heard(self, message: Message) -> bool:
+        if message.message_type is MessageType.SIGNAL and str(message.path).startswith(ROOT):
+            self.signals.put_nowait(message)
+        return False
+
+    async def call(self, member: str, signature: str = "", *body: Any, interface: str = MANAGER) -> Message:
+        """Call a method of the root object; the reply or the error."""
+        message = Message(busapi.NAME, ROOT, interface, member, signature=signature, body=list(body))
+        reply = await self.bus.call(message)
+        assert reply
+        return reply
+
+    async def on_the_bus(self) -> None:
+        """Wait until peerd has its name."""
+        asked = Message("org.freedesktop.DBus", "/", "org.freedesktop.DBus", "NameHasOwner", signature="s")
+        asked.body = [busapi.NAME]
+        while not (reply := await self.bus.call(asked)) or not reply.body[0]:
+            asked.serial = 0
+            await asyncio.sleep(0)
+
+
+@contextlib.asynccontextmanager
+async def client_of(daemon: MessageDaemon) -> AsyncIterator[Client]:
+    """A connection of another program, that hears all signals of peerd."""
+    bus = await MessageBus(daemon.address, negotiate_unix_fd=True).connect()
+    client = Client(bus)
+    match = Message("org.freedesktop.DBus", "/", "org.freedesktop.DBus", "AddMatch", signature="s")
+    match.body = [f"type='signal',path_namespace='{ROOT}'"]
+    await bus.call(match)
+    try:
+        yield client
+    finally:
+        await leave(bus)
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    daemon: MessageDaemon, service: FakeService, node: FakeNode | None = None, jobs: FakeJobs | None = None
+) -> AsyncIterator[tuple[Bus, Client]]:
+    """peerd on the bus, and another program that talks to it."""
+    parts = node or FakeNode(), service, jobs or FakeJobs()
+    bus = Bus(*cast(tuple[Any, Any, Any], parts), settings, daemon.address)
+    bus.start()
+    try:
+        async with client_of(daemon) as client:
+            await client.on_the_bus()
+            yield bus, client
+    finally:
+        await bus.close()
+
+
+def test_a_command_is_done_for_its_caller_and_answered(daemon: MessageDaemon) -> None:
+    asked: list[tuple[str, dict[str, Any], str]] = []
+
+    async def script(name: str, params: dict[str, Any], session: Session) -> Answer:
+        asked.append((name, params, session.caller.peer))
+        await session.sink.output("stdout", b"a\0\xff")
+        session.say("said")
+        return Answer(status=7, record={"outcome": "exited"})
+
+    async def main() -> None:
+        async with serving(daemon, FakeService(script)) as (_, client):
+            reply = await client.call("ExecOnPeer", "sssa{sv}", "vps", "/", "x", {"timeout": Variant("i", 3)})
+            assert reply.body == ["exited", 7, b"a\0\xff", b"said\n"]
+            assert reply.signature == "siayay"
+
+    asyncio.run(main())
+    assert asked == [
+        ("execOnPeer", {"peer": "vps", "directory": "/", "shell_cmd": "x", "timeout": 3.0}, "here"),
+    ]
+
+
+def test_text_and_data_are_what_d_bus_can_carry(daemon: MessageDaemon) -> None:
+    answers = {
+        "ping": Answer(text="a\0b\udcff"),
+        "getPeerInfo": Answer({"a": None, "b": True, "c": 2**40, "d": 1.5, "e": ["x"], "f": [], "g": {"h": "i"}}),
+        "listCommands": Answer([{"list": [{"a": 1}]}]),
+    }
+
+    async def script(name: str, params: dict[str, Any], session: Session) -> Answer:
+        return answers[name]
+
+    async def main() -> None:
+        async with serving(daemon, FakeService(script)) as (_, client):
+            assert (await client.call("Ping", "a{sv}", {})).body == ["a\\x00b\\udcff"]
+            [data] = (await client.call("GetPeerInfo", "s", "vps")).body
+            assert {key: value.signature for key, value in data.items()} == {
+                "b": "b",
+                "c": "x",
+                "d": "d",
+                "e": "as",
+                "f": "as",
+                "g": "a{sv}",
+            }
+            [rows] = (await client.call("ListCommands")).body
+            assert rows[0]["list"].signature == "aa{sv}"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("error", "name"),
+    [
+        (PeerdError(Code.PEER_NOT_FOUND, peer="vps"), f"{busapi.NAME}.Error.PeerNotFound"),
+        (PeerdError(Code.USAGE, reason="so"), "org.freedesktop.DBus.Error.InvalidArgs"),
+        (ValueError("a secret"), "org.freedesktop.DBus.Error.Failed"),
+    ],
+    ids=["its own", "of the standard", "a bug"],
+)
+def test_an_error_has_a_name_and_no_traceback(
+    daemon: MessageDaemon, error: Exception, name: str, records: Journal
+) -> None:
+    records.expect(Event.INTERNAL_ERROR)
+
+    async def script(*_: object) -> Answer:
+        raise error
+
+    async def main() -> None:
+        async with serving(daemon, FakeService(script)) as (_, client):
+            reply = await client.call("RemotePull", "sa{sv}", "vps", {})
+            assert reply.error_name == name
+            assert "Traceback" not in reply.body[0]
+            assert "secret" not in reply.body[0]
+            if isinstance(error, PeerdError):
+                assert reply.body[0] == error.text.rstrip("\n")
+
+    asyncio.run(main())
+    assert len(records.of(Event.INTERNAL_ERROR)) == isinstance(error, ValueError)
+
+
+@pytest.mark.parametrize("outcome", Outcome)
+def test_only_a_command_that_may_have_run_has_a_reply(daemon: MessageDaemon, outcome: Outcome) -> None:
+    code = next(code for code in Code if PeerdError(code).kind.outcome == outcome) if outcome not in (
+        Outcome.EXITED, Outcome.SIGNALED) else None  # fmt: skip
+    error = PeerdError(code) if code else None
+
+    async def script(*_: object) -> Answer:
+        return Answer(error=error, status=error.kind.exit_status if error else 1, record={"outcome": outcome.value})
+
+    async def main() -> None:
+        async with serving(daemon, FakeService(script)) as (_, client):
+            reply = await client.call("RemoteBd", "sa{sv}", "vps", {})
+            if outcome in (Outcome.FAILED, Outcome.DENIED, Outcome.UNREACHABLE):
+                assert reply.message_type is MessageType.ERROR
+            else:
+                assert reply.body[0] == outcome
+                assert reply.body[3] == (error.text.encode() if error else b"")
+
+    asyncio.run(main())
+
+
+def test_more_output_than_a_reply_takes_is_an_error_that_says_how_it_ended(daemon: MessageDaemon) -> None:
+    async def script(name: str, params: dict[str, Any], session: Session) -> Answer:
+        for _ in range(busapi.MAX_COLLECTED // 2**20 + 1):
+            await session.sink.output("stdout", bytes(2**20))
+        return Answer(status=3, record={"outcome": "exited"})
+
+    async def main() -> None:
+        async with serving(daemon, FakeService(script)) as (_, client):
+            reply = await client.call("RemotePull", "sa{sv}", "vps", {})
+            assert reply.error_name == f"{busapi.NAME}.Error.TooMuchOutput"
+            assert "it ended as exited, exit status 3" in reply.body[0]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("how", ["caller", "bus"])
+def test_a_command_whose_caller_is_lost_is_cancelled(daemon: MessageDaemon, how: str) -> None:
+    async def main() -> None:
+        begun, cancelled = asyncio.Event(), asyncio.Event()
+
+        async def script(name: str, params: dict[str, Any], session: Session) -> Answer:
+            begun.set()
+            await session.cancel.wait()
+            cancelled.set()
+            return Answer(record={"outcome": "cancelled"})
+
+        async with serving(daemon, FakeService(script)) as (_, _one), client_of(daemon) as other:
+            calling = asyncio.create_task(other.call("RemotePull", "sa{sv}", "vps", {}))
+            await begun.wait()
+            assert not cancelled.is_set()
+            if how == "caller":
+                other.bus.disconnect()
+            else:
+                daemon.stop()
+            await cancelled.wait()
+            calling.cancel()
+            await asyncio.gather(calling, return_exceptions=True)
+
+    asyncio.run(main())
+
+
+def test_changes_are_told(daemon: MessageDaemon) -> None:
+    async def main() -> None:
+        service, node = FakeService(), FakeNode()
+        async with serving(daemon, service, node) as (bus, client):
+
+            async def told() -> list[tuple[str, str]]:
+                bus.changed()
+                first = await client.signals.get()
+                # All signals of one change come together; a reply sent after them comes last.
+                await client.call("Ping", interface="org.freedesktop.DBus.Peer")
+                rest = [client.signals.get_nowait() for _ in range(client.signals.qsize())]
+                return [(str(signal.path), str(signal.member)) for signal in (first, *rest)]
+
+            service.status = {**service.status, "connected_to_leader": True}
+            assert await told() == [(ROOT, "PropertiesChanged")]
+            nas = busapi.peer_path("nas")
+            node.book.put(Peer("nas", "10.0.0.9"))
+            assert await told() == [(ROOT, "InterfacesAdded"), (ROOT, "PeerAdded")]
+            node.book.put(Peer("nas", "10.0.0.9", is_online=True, last_seen=5.0))
+            assert await told() == [(nas, "PropertiesChanged"), (ROOT, "PeerOnline")]
+            node.book.put(Peer("nas", "10.0.0.9", last_seen=6.0))
+            assert await told() == [(nas, "PropertiesChanged"), (ROOT, "PeerOffline")]
+            node.book.remove("nas")
+            assert await told() == [(ROOT, "InterfacesRemoved"), (ROOT, "PeerRemoved")]
+
+    asyncio.run(main())
+
+
+def test_properties_are_read_and_not_set(daemon: MessageDaemon) -> None:
+    async def main() -> None:
+        async with serving(daemon, FakeService()) as (_, client):
+            [role] = (await client.call("Get", "ss", MANAGER, "Role", interface=PROPERTIES)).body
+            assert (role.signature, role.value) == ("s", "")
+            [all_] = (await client.call("GetAll", "s", MANAGER, interface=PROPERTIES)).body
+            assert all_["PeerId"].value == "here"
+            refused = await client.call("Set", "ssv", MANAGER, "Role", Variant("s", "x"), interface=PROPERTIES)
+            assert refused.error_name == "org.freedesktop.DBus.Error.PropertyReadOnly"
+            [managed] = (await client.call("GetManagedObjects", interface=OBJECT_MANAGER)).body
+            assert managed[busapi.peer_path("vps")][PEER]["FirstSeen"].value == 1_500_000
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("interface", "member", "signature", "body", "error"),
+    [
+        (MANAGER, "NoSuch", "", [], "UnknownMethod"),
+        ("org.example.Other", "Ping", "", [], "UnknownInterface"),
+        (MANAGER, "Version", "s", ["x"], "InvalidArgs"),
+        (PROPERTIES, "Get", "ss", [MANAGER, "NoSuch"], "UnknownProperty"),
+        (PROPERTIES, "GetAll", "s", ["org.example.Other"], "UnknownInterface"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_there_is_not_has_the_standard_error(
+    daemon: MessageDaemon, interface: str, member: str, signature: str, body: list[str], error: str
+) -> None:
+    async def main() -> None:
+        async with serving(daemon, FakeService()) as (_, client):
+            reply = await client.call(member, signature, *body, interface=interface)
+            assert reply.error_name == f"org.freedesktop.DBus.Error.{error}"
+
+    asyncio.run(main())
+
+
+def test_it_is_there_again_when_the_bus_is(daemon: MessageDaemon) -> None:
+    async def main() -> None:
+        async with serving(daemon, FakeService()) as (bus, _):
+            daemon.stop()
+            bus.changed()
+            daemon.start()
+            async with client_of(daemon) as again:
+                await again.on_the_bus()
+                assert (await again.call("Ping", interface="org.freedesktop.DBus.Peer")).body == []
+
+    asyncio.run(main())
+
+
+def test_a_job_is_an_object_and_its_beginning_and_end_are_told(daemon: MessageDaemon) -> None:
+    job = Job("0" * 16, "here", "vps", "/srv", ("a b", "c"), "root", False, 1_500_000)
+    path = busapi.job_path(job.exec_id)
+
+    async def main() -> None:
+        jobs = FakeJobs()
+        async with serving(daemon, FakeService(), jobs=jobs) as (bus, client):
+            jobs.active.append(job)
+            bus.changed()
+            added, started = [await client.signals.get() for _ in range(2)]
+            assert (added.member, added.body[0]) == ("InterfacesAdded", path)
+            assert added.body[1][JOB]["Command"].value == "'a b' c"
+            assert (started.member, started.body) == ("JobStarted", [job.exec_id, path])
+            [managed] = (await client.call("GetManagedObjects", interface=OBJECT_MANAGER)).body
+            assert managed[path][JOB]["Started"].value == 1_500_000
+            jobs.active.clear()
+            jobs.ended[job.exec_id] = replace(job, result=ExecResult(Outcome.EXITED, 7))
+            bus.changed()
+            removed, finished = [await client.signals.get() for _ in range(2)]
+            assert (removed.member, removed.body) == ("InterfacesRemoved", [path, [JOB]])
+            assert (finished.member, finished.body) == ("JobFinished", [job.exec_id, path, "exited", 7])
+
+    asyncio.run(main())
+
+
+def test_a_started_command_is_read_as_it_runs(daemon: MessageDaemon) -> None:
+    async def main() -> None:
+        go_on = asyncio.Event()
+
+        async def script(name: str, params: dict[str, Any], session: Session) -> Answer:
+            session.running("0" * 16, 1)
+            await session.sink.started()
+            await session.sink.output("stdout", b"first")
+            await go_on.wait()
+            await session.sink.output("stdout", bytes(300_000))
+            session.say("said")
+            return Answer(status=3, record={"outcome": "exited"})
+
+        async with serving(daemon, FakeService(script)) as (_, client):
+            reply = await client.call("StartOnPeer", "sssa{sv}", "vps", "/", "x", {})
+            assert (reply.signature, reply.body) == ("ohh", [busapi.job_path("0" * 16), 0, 1])
+            out, err = reply.unix_fds
+            await readable(out)
+            assert os.read(out, 100) == b"first"
+            go_on.set()
+            assert await read_all(out) == bytes(300_000)
+            assert await read_all(err) == b"said\n"
+            for fd in (out, err):
+                os.close(fd)
+            members = {}
+            while "JobFinished" not in members:
+                signal = await client.signals.get()
+                members[signal.member] = signal.body
+            assert members["JobStarted"] == ["0" * 16, reply.body[0]]
+            assert members["JobFinished"][2:] == ["exited", 3]
+
+    asyncio.run(main())
+
+
+def test_a_started_command_that_cannot_start_is_an_error(daemon: MessageDaemon) -> None:
+    async def script(name: str, params: dict[str, Any], session: Session) -> Answer:
+        error = PeerdError(Code.NO_SUCH_DIRECTORY, peer="vps", directory="/x")
+        return Answer(error=error, status=255, record={"outcome": "failed"})
+
+    async def main() -> None:
+        async with serving(daemon, FakeService(script)) as (_, client):
+            reply = await client.call("StartOnPeer", "sssa{sv}", "vps", "/x", "x", {})
+            assert reply.error_name == f"{busapi.NAME}.Error.NoSuchDirectory"
+            assert not reply.unix_fds
+
+    asyncio.run(main())
+
+
+def test_a_started_command_ends_with_its_reader(daemon: MessageDaemon) -> None:
+    async def main() -> None:
+        broken = asyncio.Event()
+
+        async def script(name: str, params: dict[str, Any], session: Session) -> Answer:
+            session.running("0" * 16, 1)
+            await session.sink.started()
+            try:
+                while True:
+                    await session.sink.output("stdout", bytes(65_536))
+            except ConnectionError:
+                broken.set()
+            return Answer(status=130, record={"outcome": "cancelled"})
+
+        async with serving(daemon, FakeService(script)) as (_, client):
+            reply = await client.call("StartOnPeer", "sssa{sv}", "vps", "/", "x", {})
+            for fd in reply.unix_fds:
+                os.close(fd)
+            await broken.wait()
+
+    asyncio.run(main())

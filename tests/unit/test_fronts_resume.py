@@ -1,0 +1,246 @@
+"""The unix socket from one connection to the next: which command runs, and where its caller goes on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from peerd.errors import Code, Outcome, PeerdError
+from peerd.messages import ExecRequest, ExecResult, Offsets
+from peerd.session import Caller, Session, Sink
+from unit.support import EXEC_ID, FakeExecutor
+from unit.test_fronts import EXEC, greeted, invoke, served
+
+NONE = {"stdout": 0, "stderr": 0}
+RESUME = {"execId": EXEC_ID, "step": 1, "stdout": 5, "stderr": 2}
+Attend = Callable[[str, Session, Offsets], Coroutine[Any, Any, ExecResult]]
+
+
+def attended(executor: FakeExecutor, attend: Attend) -> None:
+    """Have the test say what happens to who attends."""
+    executor.attend = attend  # type: ignore[method-assign, assignment]
+
+
+async def done(exec_id: str, session: Session, offsets: Offsets) -> ExecResult:
+    return ExecResult(Outcome.EXITED, 3)
+
+
+def test_a_caller_is_told_that_it_was_taken_and_then_which_command_runs(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with served(tmp_path) as local, greeted(local.path) as wire:
+            first = await wire.ask("invoke", {"argv": EXEC})
+            second = await wire.next()
+            ((request, _),) = local.executor.requests
+            assert (first.type, first.fields) == ("running", {"execId": "", "step": 1})
+            assert (second.type, second.fields) == ("running", {"execId": request.exec_id, "step": 1})
+            assert (await wire.next()).type == "exit"
+            assert local.executor.heard == [request.exec_id]
+
+    asyncio.run(main())
+
+
+def test_each_step_is_told_of_with_its_own_id(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with served(tmp_path) as local, greeted(local.path) as wire:
+            await wire.link.send("invoke", {"argv": ["remoteDeployDaemon", "--peer", "here"]})
+            running = []
+            while (frame := await wire.next()).type != "exit":
+                if frame.type == "running":
+                    running.append((frame.fields["execId"], frame.fields["step"]))
+            ids = [request.exec_id for request, _ in local.executor.requests]
+            assert running == [("", 1), (ids[0], 1), (ids[1], 2)]
+
+    asyncio.run(main())
+
+
+def test_who_resumes_attends_where_it_was_and_starts_nothing(tmp_path: Path) -> None:
+    seen: list[object] = []
+
+    async def attend(exec_id: str, session: Session, offsets: Offsets) -> ExecResult:
+        seen.append((exec_id, dict(offsets), dict(session.delivery.offsets)))
+        return ExecResult(Outcome.EXITED, 3)
+
+    async def main() -> None:
+        async with served(tmp_path) as local, greeted(local.path) as wire:
+            attended(local.executor, attend)
+            assert (await invoke(wire, *EXEC, resume=RESUME)).status == 3
+            at = {"stdout": 5, "stderr": 2}
+            assert seen == [(EXEC_ID, at, at)]
+            assert local.executor.requests == []
+            assert local.executor.heard == [EXEC_ID]
+
+    asyncio.run(main())
+
+
+def test_who_resumes_a_later_step_does_not_repeat_the_one_before(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with served(tmp_path) as local, greeted(local.path) as wire:
+            attended(local.executor, done)
+            await wire.link.send(
+                "invoke", {"argv": ["remoteDeployDaemon", "--peer", "here"], "resume": {**RESUME, "step": 2}}
+            )
+            assert (await wire.next()).fields == {"execId": EXEC_ID, "step": 2}
+            while (frame := await wire.next()).type != "exit":
+                assert frame.fields.get("execId", EXEC_ID) == EXEC_ID
+            assert frame.fields["status"] == 3
+            assert local.executor.requests == []
+
+    asyncio.run(main())
+
+
+def test_who_resumes_the_first_step_goes_on_with_the_second_from_its_beginning(tmp_path: Path) -> None:
+    seen: list[object] = []
+
+    async def attend(exec_id: str, session: Session, offsets: Offsets) -> ExecResult:
+        seen.append((exec_id, dict(offsets)))
+        return ExecResult(Outcome.EXITED, 0)
+
+    async def main() -> None:
+        async with served(tmp_path) as local, greeted(local.path) as wire:
+            attended(local.executor, attend)
+            assert (await invoke(wire, "remoteDeployDaemon", "--peer", "here", resume=RESUME)).status == 0
+            ((request, _),) = local.executor.requests
+            assert request.action == "deploy"
+            assert seen == [(EXEC_ID, {"stdout": 5, "stderr": 2}), (request.exec_id, NONE)]
+
+    asyncio.run(main())
+
+
+def test_a_command_that_is_not_known_any_more_is_lost_or_said_to_be_none(tmp_path: Path) -> None:
+    async def attend(exec_id: str, session: Session, offsets: Offsets) -> ExecResult:
+        raise PeerdError(Code.NO_SUCH_JOB, exec_id=exec_id)
+
+    async def main() -> None:
+        async with served(tmp_path) as local, greeted(local.path) as wire:
+            attended(local.executor, attend)
+            shown = await invoke(wire, *EXEC, resume=RESUME)
+            assert (shown.status, shown.stderr.splitlines()[0]) == (255, f"No such job: {EXEC_ID}")
+            assert local.executor.requests == []
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "resume",
+    [
+        {},
+        {"execId": EXEC_ID},
+        {**RESUME, "execId": "../x"},
+        {**RESUME, "step": 0},
+        {**RESUME, "step": 101},
+        {**RESUME, "stdout": -1},
+        {**RESUME, "stderr": "1"},
+        [],
+        "x",
+        1,
+    ],
+    ids=str,
+)
+def test_a_resume_out_of_bounds_is_an_error(tmp_path: Path, resume: object) -> None:
+    async def main() -> None:
+        async with served(tmp_path) as local, greeted(local.path) as wire:
+            refused = await wire.ask("invoke", {"argv": EXEC, "resume": resume})
+            assert (refused.type, refused.fields["code"]) == ("error", "bad-message")
+            assert (await wire.ask("ping")).type == "pong"
+            assert local.executor.requests == []
+
+    asyncio.run(main())
+
+
+def test_only_what_is_confirmed_of_the_command_that_runs_counts(tmp_path: Path) -> None:
+    seen: list[Offsets] = []
+    attending = asyncio.Event()
+
+    async def attend(exec_id: str, session: Session, offsets: Offsets) -> ExecResult:
+        confirmed = asyncio.Event()
+
+        def listen(offsets: Offsets) -> None:
+            seen.append(dict(offsets))
+            if offsets["stdout"] == 7:
+                confirmed.set()
+
+        session.delivery.listen(listen)
+        attending.set()
+        await confirmed.wait()
+        return ExecResult(Outcome.EXITED, 0)
+
+    async def main() -> None:
+        async with served(tmp_path) as local, greeted(local.path) as wire:
+            attended(local.executor, attend)
+            await wire.link.send("invoke", {"argv": EXEC})
+            await wire.next()
+            running = (await wire.next()).fields
+            await attending.wait()
+            await wire.link.send("ack", {"execId": "1" * 16, "stdout": 99, "stderr": 99})
+            await wire.link.send("ack", {**running, "stdout": 3, "stderr": 1})
+            await wire.link.send("ack", {"stdout": 7})
+            assert (await wire.next()).type == "exit"
+            assert seen == [NONE, {"stdout": 3, "stderr": 1}, {"stdout": 7, "stderr": 0}]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("name", ["invoke", "call"])
+def test_output_counts_as_heard_where_the_caller_cannot_come_back(tmp_path: Path, name: str) -> None:
+    seen: list[Offsets] = []
+
+    async def attend(exec_id: str, session: Session, offsets: Offsets) -> ExecResult:
+        session.delivery.listen(lambda offsets: seen.append(dict(offsets)))
+        await session.sink.output("stdout", b"12345")
+        await session.sink.output("stderr", b"67")
+        return ExecResult(Outcome.EXITED, 0)
+
+    async def main() -> None:
+        async with served(tmp_path) as local, greeted(local.path) as wire:
+            attended(local.executor, attend)
+            params: dict[str, Any] = {"peer": "here", "directory": "/tmp", "shell_cmd": "make"}
+            fields = {"argv": EXEC} if name == "invoke" else {"command": "execOnPeer", "params": params}
+            await wire.link.send(name, fields)
+            while (await wire.next()).type not in ("exit", "reply"):
+                pass
+            heard = [{"stdout": 5, "stderr": 0}, {"stdout": 5, "stderr": 2}] if name == "call" else []
+            assert seen == [NONE, *heard]
+
+    asyncio.run(main())
+
+
+def test_a_record_is_collected_by_the_caller_and_what_peerd_says_is_marked(tmp_path: Path) -> None:
+    async def script(request: ExecRequest, caller: Caller, sink: Sink, cancel: asyncio.Event) -> ExecResult:
+        await sink.output("stdout", b"out")
+        return ExecResult(Outcome.EXITED, 3, left_behind=1)
+
+    async def main() -> None:
+        async with served(tmp_path, script) as local, greeted(local.path) as wire:
+            collect = await wire.ask("invoke", {"argv": [*EXEC, "--json", "--stream"]})
+            assert (collect.type, collect.fields) == ("collect", {"events": True})
+            frames = []
+            while (frame := await wire.next()).type != "exit":
+                frames.append((frame.type, frame.fields.get("by"), frame.payload[:3]))
+            assert frames == [
+                *[("running", None, b"")] * 2,
+                ("output", None, b"out"),
+                ("output", "peerd", b"Sto"),
+            ]
+            assert isinstance(frame.fields["record"], dict)
+            assert (frame.fields["status"], frame.fields["record"]["exit_status"]) == (3, 3)
+
+    asyncio.run(main())
+
+
+def test_a_detached_command_is_answered_with_its_record_and_collects_nothing(tmp_path: Path) -> None:
+    async def detach(request: ExecRequest, caller: Caller) -> ExecResult:
+        return ExecResult(Outcome.EXITED, 0)
+
+    async def main() -> None:
+        async with served(tmp_path) as local, greeted(local.path) as wire:
+            local.executor.detach = detach  # type: ignore[method-assign]
+            shown = await invoke(wire, *EXEC, "--detach")
+            assert (len(shown.stdout.strip()), shown.status) == (len(EXEC_ID), 0)
+            shown = await invoke(wire, *EXEC, "--detach", "--json")
+            assert '"detached": true' in shown.stdout
+
+    asyncio.run(main())

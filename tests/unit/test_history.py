@@ -1,0 +1,186 @@
+"""The history: what is asked of it is answered from disk, and no disk keeps a command from running."""
+
+from __future__ import annotations
+
+import gc
+import stat
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import peewee
+import pytest
+
+from peerd import history
+from peerd.errors import Code, Outcome, PeerdError
+from peerd.history import ASKED, RAN, History
+from peerd.job import MAX_SHOWN_COMMAND, Job
+from peerd.journal import Event
+from peerd.messages import ExecResult
+from unit.support import EXEC_ID, Journal
+
+JOB = Job(EXEC_ID, "vps", "ann@laptop", "/srv", "make", "root", False, 1_000_000)
+DONE = ExecResult(
+    Outcome.EXITED, 3, duration_usec=5, started_usec=1_000_001, cpu_usec=7, sizes={"stdout": 1, "stderr": 2}
+)
+FAILED = ExecResult.failure(PeerdError(Code.TIMEOUT, peer="vps", seconds="30"))
+
+
+def job(number: int, result: ExecResult | None = DONE, detached: bool = False) -> Job:
+    """The job with this number; a higher one started later."""
+    return replace(JOB, exec_id=f"{number:016x}", started_usec=number, result=result, detached=detached)
+
+
+@pytest.fixture
+def past(tmp_path: Path) -> Iterator[History]:
+    past = History(tmp_path / "jobs.db")
+    yield past
+    past.close()
+    # A statement that failed holds the file until it is collected with its exception.
+    gc.collect()
+
+
+def ids(past: History, *of: object, **filters: object) -> list[int]:
+    """The numbers of the jobs that are found."""
+    return [int(entry.job.exec_id, 16) for entry in past.find(*of, **filters)]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        JOB,
+        replace(JOB, result=DONE),
+        replace(JOB, command=("printf", "%s", "é\udcff"), detached=True, directory="", user="ann"),
+        replace(JOB, result=ExecResult(Outcome.SIGNALED, 137, 9, left_behind=2, dropped=4)),
+    ],
+    ids=["runs", "done", "words", "signaled"],
+)
+def test_a_command_is_there_as_it_was_also_after_a_restart(tmp_path: Path, kept: Job) -> None:
+    past = History(tmp_path / "jobs.db")
+    past.put(RAN, "laptop", kept)
+    past.close()
+    past = History(tmp_path / "jobs.db")
+    entry = past.get(RAN, EXEC_ID)
+    past.close()
+    assert entry == history.Entry(RAN, "laptop", kept)
+
+
+def test_an_error_is_there_with_what_it_says(past: History) -> None:
+    past.put(RAN, "laptop", replace(JOB, result=FAILED))
+    entry = past.get(RAN, EXEC_ID)
+    assert entry is not None
+    assert entry.job.result is not None
+    assert str(entry.job.result.error) == str(FAILED.error)
+    assert entry.job.result.outcome is Outcome.TIMEOUT
+
+
+def test_the_file_is_its_owners_alone(tmp_path: Path, past: History) -> None:
+    assert stat.S_IMODE((tmp_path / "jobs.db").stat().st_mode) == 0o600
+
+
+def test_what_is_not_there_is_none(past: History) -> None:
+    assert past.get(RAN, EXEC_ID) is None
+    assert past.find() == []
+
+
+def test_what_is_put_again_is_there_once_with_what_is_known_now(past: History) -> None:
+    past.put(RAN, "laptop", JOB)
+    past.put(RAN, "laptop", replace(JOB, result=DONE))
+    (entry,) = past.find()
+    assert entry.job.result == DONE
+
+
+def test_the_two_sides_of_a_command_are_two_entries(past: History) -> None:
+    past.put(RAN, "laptop", JOB)
+    past.put(ASKED, "desktop", replace(JOB, result=DONE))
+    ran, asked = past.get(RAN, EXEC_ID), past.get(ASKED, EXEC_ID)
+    assert ran is not None
+    assert asked is not None
+    assert (ran.peer, ran.job.result, asked.peer, asked.job.result) == ("laptop", None, "desktop", DONE)
+
+
+def test_a_long_command_is_kept_short(past: History) -> None:
+    past.put(RAN, "laptop", replace(JOB, command="x" * (MAX_SHOWN_COMMAND + 1)))
+    entry = past.get(RAN, EXEC_ID)
+    assert entry is not None
+    assert entry.job.command == "x" * (MAX_SHOWN_COMMAND - 1) + "…"
+
+
+def test_commands_are_found_by_what_they_have_the_newest_first(past: History) -> None:
+    past.put(RAN, "laptop", job(1))
+    past.put(RAN, "desktop", job(4, FAILED))
+    past.put(ASKED, "laptop", job(2, None, detached=True))
+    past.put(ASKED, "desktop", job(3, DONE, detached=True))
+    assert ids(past) == [4, 3, 2, 1]
+    assert ids(past, RAN) == [4, 1]
+    assert ids(past, peer="laptop") == [2, 1]
+    assert ids(past, outcome="exited") == [3, 1]
+    assert ids(past, outcome="timeout") == [4]
+    assert ids(past, outcome="") == [2]
+    assert ids(past, detached=True) == [3, 2]
+    assert ids(past, detached=False) == [4, 1]
+    assert ids(past, since_usec=3) == [4, 3]
+    assert ids(past, limit=2) == [4, 3]
+    assert ids(past, ASKED, "laptop", "", 2, True, 1) == [2]
+    assert ids(past, ASKED, "laptop", "", 3, True, 1) == []
+    assert ids(past, peer="' OR 1=1 --") == []
+
+
+def test_only_the_newest_are_kept_and_all_that_run(past: History) -> None:
+    past.put(RAN, "laptop", job(1, None))
+    for number in range(2, 10):
+        past.put(RAN, "laptop", job(number))
+    past.trim(3)
+    assert ids(past) == [9, 8, 7, 1]
+    # Not each time: it is called after every command.
+    past.put(RAN, "laptop", job(10))
+    past.trim(3)
+    assert ids(past) == [10, 9, 8, 7, 1]
+    for _ in range(history._TRIM_EVERY - 1):
+        past.trim(3)
+    assert ids(past) == [10, 9, 8, 1]
+
+
+def test_fewer_than_the_limit_all_stay(past: History) -> None:
+    for number in range(3):
+        past.put(RAN, "laptop", job(number))
+    past.trim(3)
+    assert ids(past) == [2, 1, 0]
+
+
+def test_a_database_that_cannot_be_written_is_recorded_and_keeps_nobody_from_anything(
+    past: History, records: Journal
+) -> None:
+    past.put(RAN, "laptop", job(1))
+    past._database.pragma("query_only", 1)
+    past.put(RAN, "laptop", job(2))
+    past.trim(0)
+    trouble, refused, untrimmed = records.of(Event.STATE_UNWRITABLE)
+    assert trouble.message.endswith("cannot be written: attempt to write a readonly database")
+    assert refused.text("exec_id") == f"{2:016x}"
+    assert "trimmed" in untrimmed.message
+    assert ids(past) == [1]
+    past._database.pragma("query_only", 0)
+    past.put(RAN, "laptop", job(2))
+    assert ids(past) == [2, 1]
+
+
+def test_a_database_that_cannot_be_read_knows_nothing(past: History, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: object) -> None:
+        raise peewee.OperationalError("disk I/O error")
+
+    past.put(RAN, "laptop", JOB)
+    monkeypatch.setattr(past._rows, "get_or_none", fail)
+    assert past.get(RAN, EXEC_ID) is None
+
+
+@pytest.mark.parametrize("what", ["directory", "no directory"])
+def test_a_file_that_cannot_be_used_is_said_to_be_so(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "jobs.db"
+    if what == "directory":
+        path.mkdir()
+    else:
+        path = path / "jobs.db"
+    with pytest.raises(PeerdError, match="cannot use the database") as caught:
+        History(path)
+    assert caught.value.code is Code.INTERNAL

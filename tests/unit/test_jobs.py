@@ -1,0 +1,581 @@
+"""The commands about commands: where a job is found, what is heard of it, and what Ctrl-C leaves of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from peerd import history, jobs, network, remote, scopes
+from peerd.answer import Answer
+from peerd.errors import Code, Outcome, PeerdError
+from peerd.executor import Executor
+from peerd.history import History
+from peerd.job import Job
+from peerd.messages import ExecRequest, ExecResult
+from peerd.node import Node
+from peerd.peers import Peer
+from peerd.registry import Identity, Registry
+from peerd.service import Service
+from peerd.session import Caller, ConfirmingSink, Delivery, Resume, Session
+from peerd.stdin import Stdin
+from peerd.storage import Storage
+from unit.support import EXEC_ID, FakePeers, FakeScopes, Heard, Wire, settings
+
+LAPTOP = Peer("laptop", "127.0.0.4", is_online=True)
+DESKTOP = Peer("desktop", "127.0.0.2", is_online=True)
+PHONE = Peer("phone", "127.0.0.9", is_online=False)
+JOB = Job(EXEC_ID, "laptop", "ann@vps", "/srv", "make", "root", True, 1_000_000)
+RESULT = ExecResult(Outcome.EXITED, 3, duration_usec=5, started_usec=1_000_000, sizes={"stdout": 5, "stderr": 0})
+ENDED = replace(JOB, result=RESULT)
+NO_SUCH_JOB = PeerdError(Code.NO_SUCH_JOB, exec_id=EXEC_ID)
+CANCELLED_STATUS = 130
+
+
+@pytest.fixture(autouse=True)
+def _others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loopback's addresses are other machines', and nothing waits between one try and the next."""
+    monkeypatch.setattr(network, "is_own_address", lambda address: False)
+    monkeypatch.setattr(scopes, "processes", FakeScopes.members)
+    monkeypatch.setattr(jobs, "_RETRY_DELAY", 0.0)
+    monkeypatch.setattr(remote, "_FIRST_DELAY", 0.0)
+    monkeypatch.setattr(remote, "_LONGEST_DELAY", 0.0)
+
+
+class Here:
+    """This machine, which runs commands, and the others."""
+
+    def __init__(self, service: Service, executor: Executor, past: History, peers: FakePeers, node: Node) -> None:
+        self.service = service
+        self.executor = executor
+        self.past = past
+        self.peers = peers
+        self.node = node
+        self.heard = Heard()
+        self.cancel, self.gone = asyncio.Event(), asyncio.Event()
+        self.said: list[str] = []
+        self.running: list[tuple[str, int]] = []
+
+    def call(self, name: str, resume: Resume | None = None, **params: Any) -> asyncio.Task[Answer]:
+        """Start a command."""
+        delivery = Delivery()
+        session = Session(
+            Caller("vps", "ann"),
+            ConfirmingSink(self.heard, delivery),
+            self.cancel,
+            self.gone,
+            self.said.append,
+            Stdin(lambda start, until: None),
+            delivery,
+            lambda exec_id, step: self.running.append((exec_id, step)),
+            resume,
+        )
+        return asyncio.create_task(self.service.call(name, params, session))
+
+    async def asked(self, *answers: str, **tell: object) -> list[Wire]:
+        """The next connections, each of which asks for this."""
+        wires = []
+        for type_ in answers:
+            wire = await self.peers.links.get()
+            assert (await wire.expect(type_)).fields == {"execId": EXEC_ID, **tell}
+            wires.append(wire)
+        return wires
+
+    async def runs(self, command: str, exec_id: str = EXEC_ID, detach: bool = False) -> None:
+        """Have a command run here that somebody else asked for."""
+        await self.executor.launch(ExecRequest(exec_id, "/", command, detach=detach), Caller("laptop"))
+
+
+@asynccontextmanager
+async def machine(tmp_path: Path, *known: Peer, **changes: Any) -> AsyncIterator[Here]:
+    """The leader vps at 127.0.0.1, which knows these peers."""
+    registry = Registry(":memory:")
+    registry.set_identity(Identity("leader", "vps", ""))
+    registry.store(known or [LAPTOP])
+    async with FakePeers().serving() as peers:
+        config = settings(vpn_interface="lo", port=peers.port, **changes)
+        node = Node(registry, lambda: config, lambda: None)
+        node.start()
+        assert node.hub is not None
+        for peer in known or [LAPTOP]:
+            node.hub.book.put(peer)
+        past = History(":memory:")
+        storage = Storage(tmp_path / "jobs", lambda: config)
+        executor = Executor(FakeScopes(), past, storage, lambda: config, lambda: "vps", lambda: None)
+        here = Here(Service(node, executor, registry, past, lambda: config), executor, past, peers, node)
+        try:
+            yield here
+        finally:
+            await executor.close()
+            await node.close()
+            past.close()
+            registry.close()
+
+
+async def refused(running: asyncio.Task[Answer]) -> Code:
+    with pytest.raises(PeerdError) as caught:
+        await running
+    return caught.value.code
+
+
+def tell(wire: Wire, job: Job) -> None:
+    """Answer with a job."""
+    wire.link.post("reply", {"job": job.to_wire()})
+
+
+def refuse(wire: Wire) -> None:
+    wire.link.post("error", NO_SUCH_JOB.to_wire())
+
+
+# --- where a job is found
+
+
+def test_a_job_of_this_machine_is_found_here_and_nobody_is_asked(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with machine(tmp_path) as here:
+            await here.runs("echo all; exit 4", detach=True)
+            await here.executor.wait(EXEC_ID)
+            data = (await here.call("getJob", job=EXEC_ID)).data
+            assert (data["exec_id"], data["peer"], data["outcome"], data["exit_status"]) == (
+                EXEC_ID,
+                "vps",
+                "exited",
+                4,
+            )
+            assert here.peers.accepted == 0
+
+    asyncio.run(main())
+
+
+def test_a_job_that_was_asked_from_here_is_found_where_it_was_asked_and_its_end_is_learnt(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with machine(tmp_path, DESKTOP, LAPTOP) as here:
+            here.past.put(history.ASKED, "laptop", JOB)
+            getting = here.call("getJob", job=EXEC_ID)
+            (wire,) = await here.asked("getJob")
+            tell(wire, ENDED)
+            assert (await getting).data["exit_status"] == 3
+            assert here.peers.accepted == 1
+            entry = here.past.get(history.ASKED, EXEC_ID)
+            assert entry is not None
+            assert entry.job.result == RESULT
+
+    asyncio.run(main())
+
+
+def test_any_other_job_is_looked_for_on_all_peers_that_are_online(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with machine(tmp_path, DESKTOP, LAPTOP, PHONE) as here:
+            getting = here.call("getJob", job=EXEC_ID)
+            refusing, telling = await here.asked("getJob", "getJob")
+            refuse(refusing)
+            tell(telling, ENDED)
+            tell(telling, ENDED)
+            # Asked where it is, and then about it.
+            assert (await telling.link.expect("getJob")).fields == {"execId": EXEC_ID}
+            assert (await getting).data["exit_status"] == 3
+            assert here.peers.accepted == 2
+
+    asyncio.run(main())
+
+
+def test_a_job_that_nobody_has_is_none(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with machine(tmp_path, DESKTOP, LAPTOP) as here:
+            getting = here.call("getJob", job=EXEC_ID)
+            for wire in await here.asked("getJob", "getJob"):
+                refuse(wire)
+            assert await refused(getting) is Code.NO_SUCH_JOB
+
+    asyncio.run(main())
+
+
+def test_a_peer_that_is_named_is_the_only_one_that_is_asked(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with machine(tmp_path, DESKTOP, LAPTOP) as here:
+            await here.runs("true", detach=True)
+            await here.executor.wait(EXEC_ID)
+            getting = here.call("getJob", job=EXEC_ID, peer="laptop")
+            (wire,) = await here.asked("getJob")
+            refuse(wire)
+            assert await refused(getting) is Code.NO_SUCH_JOB
+            assert await refused(here.call("getJob", job=EXEC_ID, peer="nobody")) is Code.PEER_NOT_FOUND
+            assert (await here.call("getJob", job=EXEC_ID, peer="vps")).data["exit_status"] == 0
+
+    asyncio.run(main())
+
+
+def test_a_peer_that_cannot_be_reached_does_not_hide_the_job_of_another(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with machine(tmp_path, DESKTOP, LAPTOP) as here:
+            getting = here.call("getJob", job=EXEC_ID)
+            silent, telling = await here.asked("getJob", "getJob")
+            silent.reset()
+            tell(telling, ENDED)
+            tell(telling, ENDED)
+            assert (await getting).data["exit_status"] == 3
+
+    asyncio.run(main())
+
+
+# --- detached
+
+
+def test_a_detached_command_prints_its_id_at_once_and_goes_on(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with machine(tmp_path) as here:
+            answer = await here.call(
+                "execOnPeer", peer="vps", directory="/", shell_cmd="echo up; exec sleep 1000", detach=True
+            )
+            assert (answer.error, answer.status) == (None, 0)
+            assert answer.record is not None
+            assert (answer.record["exec_id"], answer.record["outcome"]) == (answer.text, None)
+            assert here.executor.running == 1
+            cancelled = await here.call("cancelJob", job=answer.text)
+            assert (cancelled.status, here.executor.running) == (0, 0)
+            assert f"{answer.text} on vps ended: cancelled" in cancelled.text
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("where", ["vps", "laptop"])
+def test_a_detached_command_that_cannot_start_says_so_at_once(tmp_path: Path, where: str) -> None:
+    async def main() -> None:
+        async with machine(tmp_path) as here:
+            starting = here.call("execOnPeer", peer=where, directory="/missing", shell_cmd="true", detach=True)
+            if where == "laptop":
+                wire = await here.peers.links.get()
+                await wire.expect("execRequest")
+                error = PeerdError(Code.NO_SUCH_DIRECTORY, peer="laptop", directory="/missing")
+                wire.link.post("result", ExecResult.failure(error).to_wire())
+            answer = await starting
+            assert (str(answer.error), answer.status) == (f"No such directory on {where}: /missing", 255)
+
+    asyncio.run(main())
+
+
+def test_a_detached_command_on_a_peer_is_remembered_until_its_end_is_known(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with machine(tmp_path) as here:
+            starting = here.call("execOnPeer", peer="laptop", directory="/", shell_cmd="make", detach=True)
+            wire = await here.peers.links.get()
+            asked = ExecRequest.from_wire((await wire.expect("execRequest")).fields)
+            assert asked.detach
+            wire.link.post("started")
+            assert (await starting).text == asked.exec_id
+            looking = here.call("history")
+            assert (await wire.expect("getJob")).fields == {"execId": asked.exec_id}
+            tell(wire, replace(ENDED, exec_id=asked.exec_id))
+            (entry,) = (await looking).data
+            assert (entry["side"], entry["outcome"], entry["exit_status"]) == ("asked", "exited", 3)
+            # Now it is known, and nobody is asked.
+            assert (await here.call("history")).data == [entry]
+
+    asyncio.run(main())
+
+
+def test_a_detached_command_needs_nobody_to_send_it_input(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with machine(tmp_path) as here:
+            starting = here.call("execOnPeer", peer="vps", directory="/", shell_cmd="cat", detach=True, stdin=True)
+            assert await refused(starting) is Code.USAGE
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("where", ["vps", "laptop"])
+def test_who_resumes_the_start_of_a_detached_command_gets_its_id_and_starts_no_other(
+    tmp_path: Path, where: str
+) -> None:
+    async def main() -> None:
+        async with machine(tmp_path) as here:
+            if where == "vps":
+                await here.runs("exec sleep 1000", detach=True)
+            resume = Resume(EXEC_ID, 1, {"stdout": 0, "stderr": 0})
+            starting = here.call(
+                "execOnPeer", resume, peer=where, directory="/", shell_cmd="exec sleep 1000", detach=True
+            )
+            if where == "laptop":
+                wire = await here.peers.links.get()
+                assert (await wire.expect("execRequest")).fields["execId"] == EXEC_ID
+                error = PeerdError(Code.DUPLICATE, exec_id=EXEC_ID, peer="laptop")
+                wire.link.post("result", ExecResult.failure(error).to_wire())
+            answer = await starting
+            assert (answer.error, answer.text) == (None, EXEC_ID)
+            if where == "vps":
+                assert here.executor.running == 1
+                await here.call("cancelJob", job=EXEC_ID)
+
+    asyncio.run(main())
+
+
+# --- attaching
+
+
+def test_all_output_of_a_job_is_heard_by_each_who_attaches(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with machine(tmp_path) as here:
+            await here.runs("echo all; exit 4", detach=True)
+            for _ in range(2):
+                answer = await here.call("attachJob", job=EXEC_ID)
+                assert answer.status == 4
+                assert answer.record is not None
+                assert answer.record["outcome"] == "exited"
+            assert here.heard.streams["stdout"] == b"all\n" * 2
+            assert here.running == [(EXEC_ID, 1)] * 2
+
+    asyncio.run(main())
+
+
+def test_who_resumes_hears_only_the_rest(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with machine(tmp_path) as here:
+            await here.runs("echo 0123456789", detach=True)
+            resume = Resume(EXEC_ID, 1, {"stdout": 7, "stderr": 0})
+            assert (await here.call("attachJob", resume, job=EXEC_ID)).status == 0
+            assert here.heard.streams["stdout"] == b"789\n"
+
+    asyncio.run(main())
+
+
+def test_ctrl_c_leaves_a_job_running(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with machine(tmp_path) as here:
+            await here.runs("echo up; exec sleep 1000", detach=True)
+            attaching = here.call("attachJob", job=EXEC_ID)
+            await here.heard.spoke.wait()
+            here.cancel.set()
+            answer = await attaching
+            assert (answer.status, answer.error) == (CANCELLED_STATUS, None)
+            assert here.said == [f"Left {EXEC_ID} running on vps; to hear of it again: d attachJob --job {EXEC_ID}"]
+            assert here.executor.running == 1
+            here.cancel.clear()
+            await here.call("cancelJob", job=EXEC_ID)
+
+    asyncio.run(main())
+
+
+def test_ctrl_c_leaves_a_job_of_a_peer_running(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with machine(tmp_path) as here:
+            attaching = here.call("attachJob", job=EXEC_ID, peer="laptop")
+            (wire,) = await here.asked("getJob")
+            tell(wire, JOB)
+            assert (await wire.expect("attachJob")).fields == {"execId": EXEC_ID, "stdout": 0, "stderr": 0}
+            wire.link.post("output", {"stream": "stdout"}, b"up")
+            await here.heard.spoke.wait()
+            here.cancel.set()
+            answer = await attaching
+            assert (answer.status, answer.error) == (CANCELLED_STATUS, None)
+            # It is told to nobody as a cancel of the job itself: the target of a detached one takes it as a farewell.
+            assert here.said[-1].startswith(f"Left {EXEC_ID} running on laptop")
+
+    asyncio.run(main())
+
+
+def test_only_a_detached_command_can_be_attached_to(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with machine(tmp_path) as here:
+            await here.runs("exec sleep 1000")
+            assert await refused(here.call("attachJob", job=EXEC_ID)) is Code.NOT_DETACHED
+            attaching = here.call("attachJob", job="1" * 16, peer="laptop")
+            wire = await here.peers.links.get()
+            await wire.expect("getJob")
+            tell(wire, replace(JOB, exec_id="1" * 16, detached=False))
+            assert await refused(attaching) is Code.NOT_DETACHED
+            await here.executor.cancel(EXEC_ID)
+            here.executor.delivered(EXEC_ID)
+
+    asyncio.run(main())
+
+
+def test_output_that_is_not_kept_any_more_is_gone(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with machine(tmp_path) as here:
+            await here.runs("echo all", detach=True)
+            await here.executor.wait(EXEC_ID)
+            for path in (tmp_path / "jobs").iterdir():
+                path.unlink()
+            assert await refused(here.call("attachJob", job=EXEC_ID)) is Code.OUTPUT_GONE
+            # How it ended is known all the same.
+            assert (await here.call("waitJob", job=EXEC_ID)).status == 0
+
+    asyncio.run(main())
+
+
+def test_output_for_which_there_was_no_room_is_told_of(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with machine(tmp_path, job_output_limit=10) as here:
+            await here.runs("head -c 15 /dev/zero", detach=True)
+            assert (await here.call("attachJob", job=EXEC_ID)).status == 0
+            assert here.heard.streams["stdout"] == bytes(10)
+            assert here.said == ["5 bytes of output were not kept: there was no room (job-output-limit)"]
+
+    asyncio.run(main())
+
+
+# --- waiting and cancelling
+
+
+def test_who_waits_gets_the_exit_status_of_the_job(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with machine(tmp_path) as here:
+            await here.runs("exit 4", detach=True)
+            answer = await here.call("waitJob", job=EXEC_ID)
+            assert (answer.status, answer.error, answer.data["outcome"]) == (4, None, "exited")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+def test_a_wait_goes_on_over_a_connection_that_breaks(tmp_path: Path, how: str) -> None:
+    async def main() -> None:
+        async with machine(tmp_path) as here:
+            waiting = here.call("waitJob", job=EXEC_ID, peer="laptop")
+            for _ in range(3):
+                (wire,) = await here.asked("waitJob")
+                wire.link.close() if how == "close" else wire.reset()
+            (wire,) = await here.asked("waitJob")
+            tell(wire, ENDED)
+            assert (await waiting).status == 3
+
+    asyncio.run(main())
+
+
+def test_a_wait_for_a_peer_that_does_not_come_back_ends(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with machine(tmp_path, reattach_timeout=0.05) as here:
+            waiting = here.call("waitJob", job=EXEC_ID, peer="laptop")
+            (wire,) = await here.asked("waitJob")
+            here.node.pool._port = lambda: 1
+            wire.reset()
+            assert await refused(waiting) is Code.CONNECT_FAILED
+            assert await refused(here.call("waitJob", job=EXEC_ID, peer="laptop")) is Code.CONNECT_FAILED
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("where", ["vps", "laptop"])
+@pytest.mark.parametrize("how", ["cancel", "gone"])
+def test_ctrl_c_ends_the_wait_and_not_the_job(tmp_path: Path, where: str, how: str) -> None:
+    async def main() -> None:
+        async with machine(tmp_path) as here:
+            await here.runs("exec sleep 1000", detach=True)
+            waiting = here.call("waitJob", job=EXEC_ID, peer=where)
+            wires = await here.asked("waitJob") if where == "laptop" else []
+            (here.cancel if how == "cancel" else here.gone).set()
+            assert await refused(waiting) is Code.NOT_WAITED
+            for wire in wires:
+                await wire.end()
+            assert here.executor.running == 1
+            await here.executor.cancel(EXEC_ID)
+
+    asyncio.run(main())
+
+
+def test_a_job_of_a_peer_is_cancelled_there(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with machine(tmp_path) as here:
+            cancelling = here.call("cancelJob", job=EXEC_ID, peer="laptop")
+            (wire,) = await here.asked("cancelJob")
+            tell(wire, replace(JOB, result=ExecResult.failure(PeerdError(Code.CANCELLED, peer="laptop"))))
+            answer = await cancelling
+            assert (answer.status, answer.error) == (0, None)
+            assert f"{EXEC_ID} on laptop ended: cancelled" in answer.text
+
+    asyncio.run(main())
+
+
+# --- listing
+
+
+def test_the_jobs_of_all_peers_are_listed_the_oldest_first(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with machine(tmp_path, DESKTOP, LAPTOP, PHONE) as here:
+            await here.runs("exec sleep 1000", detach=True)
+            listing = here.call("listJobs")
+            told, broken = [await here.peers.links.get() for _ in range(2)]
+            for wire in (told, broken):
+                await wire.expect("listJobs")
+            many = [replace(JOB, exec_id=f"{number:016x}", started_usec=number) for number in range(40, 0, -1)]
+            await jobs.tell(told.link, many)
+            broken.reset()
+            data = (await listing).data
+            assert [int(job["exec_id"], 16) for job in data] == [*range(1, 41), int(EXEC_ID, 16)]
+            (said,) = here.said
+            assert said.startswith("Failed to connect to peer: ")
+            await here.executor.cancel(EXEC_ID)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [("reply", {"count": -1})],
+        [("reply", {"count": jobs.MAX_JOBS + 1})],
+        [("reply", {"count": 1}), ("jobs", {"jobs": []})],
+        [("reply", {"count": 1}), ("jobs", {"jobs": "x"})],
+        [("reply", {"count": 1}), ("jobs", {"jobs": [{"execId": "x"}]})],
+        [("reply", {"count": 1}), ("jobs", {"jobs": [1]})],
+        [("reply", {"count": 1}), ("peers", {})],
+    ],
+    ids=str,
+)
+def test_a_list_that_is_none_is_said_to_be_so(tmp_path: Path, frames: list[tuple[str, dict[str, object]]]) -> None:
+    async def main() -> None:
+        async with machine(tmp_path) as here:
+            listing = here.call("listJobs")
+            wire = await here.peers.links.get()
+            await wire.expect("listJobs")
+            for type_, fields in frames:
+                wire.link.post(type_, fields)
+            assert (await listing).data == []
+            assert "Malformed message" in here.said[0]
+
+    asyncio.run(main())
+
+
+def test_only_the_jobs_of_the_peer_that_is_named_are_listed(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with machine(tmp_path, DESKTOP, LAPTOP) as here:
+            await here.runs("exec sleep 1000", detach=True)
+            assert [job["exec_id"] for job in (await here.call("listJobs", peer="vps")).data] == [EXEC_ID]
+            listing = here.call("listJobs", peer="laptop")
+            wire = await here.peers.links.get()
+            await wire.expect("listJobs")
+            await jobs.tell(wire.link, [])
+            assert (await listing).data == []
+            assert here.peers.accepted == 1
+            await here.executor.cancel(EXEC_ID)
+
+    asyncio.run(main())
+
+
+def test_the_history_is_found_by_what_is_asked_for(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with machine(tmp_path, history_limit=3) as here:
+            for number in range(1, 6):
+                side = history.RAN if number % 2 else history.ASKED
+                job = replace(ENDED, exec_id=f"{number:016x}", detached=False, started_usec=number * 1_000_000)
+                result = replace(RESULT, started_usec=number * 1_000_000)
+                here.past.put(side, "laptop" if number < 4 else "desktop", replace(job, result=result))
+            asked: dict[str, dict[str, Any]] = {
+                "all": {},
+                "limit": {"limit": 2},
+                "peer": {"peer": "laptop"},
+                "since": {"since": 4.0},
+                "outcome": {"outcome": "lost"},
+            }
+            found = {
+                key: [int(entry["exec_id"], 16) for entry in (await here.call("history", **params)).data]
+                for key, params in asked.items()
+            }
+            assert found == {"all": [5, 4, 3], "limit": [5, 4], "peer": [3, 2, 1], "since": [5, 4], "outcome": []}
+
+    asyncio.run(main())

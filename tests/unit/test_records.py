@@ -1,0 +1,152 @@
+"""Records of the journal: as journalctl gives them, on the wire, and what reads them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from peerd import logs, records, validate
+from peerd.errors import Code, PeerdError
+from peerd.logs import Reader
+from peerd.records import Query
+
+ENTRY: dict[str, Any] = {
+    "__REALTIME_TIMESTAMP": "1790000000123456",
+    "PRIORITY": "4",
+    "MESSAGE": "it ended",
+    "PEERD_EVENT": "command-ended",
+    "PEERD_EXIT_STATUS": "3",
+    "PEERD_COMMAND": [101, 10, 255],
+    "PEERD_PEER": ["laptop", "twice"],
+    "_PID": "1",
+}
+RECORD = {
+    "time": "2026-09-21T14:13:20Z",
+    "priority": 4,
+    "message": "it ended",
+    "command": "e\n\\xff",
+    "event": "command-ended",
+    "exit_status": 3,
+    "peer": "laptop",
+}
+
+
+def line(**changes: object) -> bytes:
+    return json.dumps({name: value for name, value in {**ENTRY, **changes}.items() if value != ""}).encode()
+
+
+def test_a_record_has_its_own_fields_by_their_short_names() -> None:
+    record = records.from_journal(line())
+    assert record == RECORD
+    assert list(record)[:3] == ["time", "priority", "message"]
+
+
+def test_what_is_none_of_peerds_is_left_out() -> None:
+    assert records.from_journal(line(PEERD_EVENT="")) is None
+
+
+def test_a_field_that_the_journal_will_not_show_is_empty() -> None:
+    record = records.from_journal(line(PEERD_COMMAND=None))
+    assert record
+    assert record["command"] == ""
+
+
+@pytest.mark.parametrize("query", [Query(), Query(1.5e9, 5, True), Query(lines=0)], ids=["none", "all", "zero"])
+def test_a_query_goes_over_the_wire(query: Query) -> None:
+    assert Query.from_wire(query.to_wire()) == query
+
+
+def test_how_many_are_meant() -> None:
+    assert (Query().count, Query(1.0).count, Query(1.0, 7).count) == (
+        records.DEFAULT_LINES,
+        validate.MAX_LINES,
+        7,
+    )
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"since": "-1h"}, {"since": -1}, {"since": True}, {"lines": -1}, {"lines": 10_001}, {"follow": 1}],
+    ids=lambda fields: str(fields)[:20],
+)
+def test_a_query_out_of_bounds_is_malformed(fields: dict[str, object]) -> None:
+    with pytest.raises(PeerdError) as caught:
+        Query.from_wire(fields)
+    assert caught.value.code is Code.BAD_MESSAGE
+
+
+def test_records_from_another_machine_are_checked() -> None:
+    assert records.from_wire({"records": [RECORD]}) == [RECORD]
+    wrong: tuple[object, ...] = (None, [1], [{}], [{**RECORD, "time": 1}], [{**RECORD, "x": []}])
+    for bad in (*wrong, [{**RECORD, "x": "x" * 70_000}]):
+        with pytest.raises(PeerdError):
+            records.from_wire({"records": bad})
+
+
+@pytest.fixture
+def journalctl(tmp_path: Path) -> Path:
+    """A program in journalctl's place: writes its arguments, then does what they say it should."""
+    program = tmp_path / "journalctl"
+    program.write_text(
+        f"#!{sys.executable} -IS\nimport sys, signal\nprint({line().decode()!r}, flush=True)\n"
+        "if '--follow' in sys.argv: signal.pause()\n"
+        "if '--since=@7' in sys.argv: sys.exit('Failed to open files')\n"
+        "if '--lines=2' in sys.argv: sys.stdout.write('x' * 1000000)\n"
+    )
+    program.chmod(0o755)
+    return program
+
+
+async def collect(reader: Reader, query: Query) -> list[records.Record]:
+    async with contextlib.aclosing(reader.read(query, ())) as batches:
+        return [record async for batch in batches for record in batch]
+
+
+def test_the_reader_reads_to_the_end(journalctl: Path) -> None:
+    assert asyncio.run(collect(Reader(str(journalctl)), Query())) == [RECORD]
+
+
+@pytest.mark.parametrize(
+    ("query", "reason"),
+    [(Query(7.2), "journalctl: Failed to open files"), (Query(lines=2), "too long")],
+    ids=["failure", "endless line"],
+)
+def test_the_reader_says_what_went_wrong(journalctl: Path, query: Query, reason: str) -> None:
+    with pytest.raises(PeerdError, match=reason) as caught:
+        asyncio.run(collect(Reader(str(journalctl)), query))
+    assert caught.value.code is Code.INTERNAL
+
+
+def test_the_reader_follows_until_it_is_cancelled(journalctl: Path) -> None:
+    async def main() -> None:
+        cancel = asyncio.Event()
+        async with contextlib.aclosing(
+            Reader(str(journalctl)).read(Query(follow=True), (asyncio.Event(), cancel))
+        ) as batches:
+            assert await anext(batches) == [RECORD]
+            asyncio.get_running_loop().call_soon(cancel.set)
+            assert [batch async for batch in batches] == []
+
+    asyncio.run(main())
+
+
+def test_readers_are_few_and_end_with_their_callers(journalctl: Path) -> None:
+    async def main() -> None:
+        reader = Reader(str(journalctl))
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(logs._MAX_READERS):
+                batches = reader.read(Query(follow=True), ())
+                await stack.enter_async_context(contextlib.aclosing(batches))
+                assert await anext(batches)
+            with pytest.raises(PeerdError) as caught:
+                await collect(reader, Query())
+            assert caught.value.code is Code.BUSY
+        assert await collect(reader, Query()) == [RECORD]
+
+    asyncio.run(main())
