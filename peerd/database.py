@@ -165,13 +165,15 @@ class Database:
     def _mend(self, path: Path) -> None:
         """Make sure that there is a file that can be used, which may be an empty one."""
         _secure(path)
-        if path.stat().st_size or _beside(path, _WAL).exists():
-            try:
+        try:
+            if path.stat().st_size:
                 _check(path, self._version)
-            except _Unfit as error:
-                self._set_aside(path, str(error))
-            else:
                 return
+            # A log without its file is of no use to SQLite, and would spoil what takes the file's place.
+            if _beside(path, _WAL).exists():
+                raise _Unfit("it is empty, and its write-ahead log is not")
+        except _Unfit as error:
+            self._set_aside(path, str(error))
         if backup := self._usable_backup():
             new = _beside(path, ".new")
             _secure(new)
@@ -214,9 +216,8 @@ class Database:
                     for suffix in ("", _WAL):
                         with contextlib.suppress(FileNotFoundError):
                             shutil.copyfile(_beside(source, suffix), _beside(copy, suffix))
-                    if not copy.exists() or copy.stat().st_size == 0:
+                    if not copy.exists() or not _check(copy, self._version):
                         continue
-                    _check(copy, self._version)
                 except _Unfit:
                     continue
                 with closing(sqlite3.connect(copy)) as database:
@@ -257,11 +258,9 @@ class Database:
 
     def _usable_backup(self) -> Path | None:
         for backup in self._candidates():
-            try:
-                _check(backup, self._version)
-            except _Unfit:
-                continue
-            return backup
+            with contextlib.suppress(_Unfit):
+                if _check(backup, self._version):
+                    return backup
         return None
 
     def _rotate(self) -> None:
@@ -303,9 +302,10 @@ def _sync(path: Path) -> None:
         os.close(file)
 
 
-def _check(path: Path, newest: int) -> None:
+def _check(path: Path, newest: int) -> int:
     """Look through a whole file.
 
+    :returns: its schema version, 0 where there is nothing in it
     :raises _Unfit: when it is damaged or newer
     :raises sqlite3.Error: when it cannot be read for a reason that says nothing against it
     """
@@ -321,6 +321,7 @@ def _check(path: Path, newest: int) -> None:
         raise _Unfit(" ".join(found.split()))
     if version > newest:
         raise _Unfit(f"its schema version {version} is newer than this peerd's {newest}")
+    return int(version)
 
 
 def _code(error: Exception) -> int:

@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -137,7 +137,7 @@ def fill(machine: Machine) -> None:
     assert machine.out(f"df --output=avail {STATE} | tail -n 1").strip() == "0"
 
 
-def refused(machine: Machine, command: str, sentence: str) -> None:
+def refused(machine: Machine, command: str | Sequence[str], sentence: str) -> None:
     """A command fails with this sentence and says what to do next."""
     done = machine.run(command, check=False)
     assert done.returncode == 255, done

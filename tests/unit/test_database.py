@@ -133,6 +133,21 @@ def test_one_that_is_gone_is_restored(path: Path, harm: Callable[[Path], None], 
     assert not records.of(Event.STATE_SET_ASIDE)
 
 
+@pytest.mark.parametrize("harm", [Path.unlink, lambda path: os.truncate(path, 0)], ids=["missing", "empty"])
+def test_a_log_that_was_left_alone_does_not_spoil_what_is_restored(path: Path, harm: Callable[[Path], None]) -> None:
+    wal = path.with_name("peerd.db-wal")
+    with opened(path) as registry:
+        registry.store([DESKTOP])
+        left = wal.read_bytes()
+    harm(path)
+    wal.write_bytes(left)
+    with opened(path) as registry:
+        assert registry.peers() == [LAPTOP, DESKTOP]
+    assert path.with_name("peerd.db.aside-then-wal").read_bytes() == left
+    with closing(sqlite3.connect(path)) as restored:
+        assert restored.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
 def test_none_of_those_set_aside_is_overwritten(path: Path) -> None:
     for _ in range(3):
         garbage(path)
@@ -141,14 +156,17 @@ def test_none_of_those_set_aside_is_overwritten(path: Path) -> None:
     assert {".aside-then", ".aside-then-1", ".aside-then-2"} <= beside(path)
 
 
-def test_a_backup_that_cannot_be_used_is_passed_over(path: Path, clock: Clock) -> None:
+@pytest.mark.parametrize(
+    "spoil", [garbage, newer, lambda backup: os.truncate(backup, 0)], ids=["bad", "newer", "empty"]
+)
+def test_a_backup_that_cannot_be_used_is_passed_over(path: Path, spoil: Callable[[Path], None]) -> None:
     backup = path.with_name("peerd.db.backup")
     os.utime(backup, (1, 1))
     with opened(path) as registry:
         registry.store([DESKTOP])
     assert {".backup", ".backup-1"} <= beside(path)
     garbage(path)
-    garbage(backup)
+    spoil(backup)
     with opened(path) as registry:
         assert (registry.identity(), registry.peers()) == (LEADER, [LAPTOP])
 
