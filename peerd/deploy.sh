@@ -29,13 +29,13 @@ keep_package() {
     dpkg-query --status peerd |
         awk '/^[^ ]/ { skip = $1 == "Status:" || $1 == "Conffiles:" } !skip' >"$kept/tree/DEBIAN/control" || return 1
     for part in conffiles md5sums preinst postinst prerm postrm triggers; do
-        if [ -e "/var/lib/dpkg/info/peerd.$part" ]; then
-            cp -p "/var/lib/dpkg/info/peerd.$part" "$kept/tree/DEBIAN/$part" || return 1
+        if dpkg-query --control-show peerd "$part" >"$kept/part" 2>/dev/null; then
+            install -m 755 "$kept/part" "$kept/tree/DEBIAN/$part" || return 1
         fi
     done
     dpkg-query --listfiles peerd | grep -vxF /. |
         tar -C / --create --no-recursion --files-from=- 2>/dev/null | tar -C "$kept/tree" --extract || return 1
-    dpkg-deb --root-owner-group --build "$kept/tree" "$kept/peerd.deb" >/dev/null && rm -rf "$kept/tree"
+    dpkg-deb --root-owner-group --build "$kept/tree" "$kept/peerd.deb" >/dev/null && rm -rf "$kept/tree" "$kept/part"
 }
 
 # What keeps peerd from working, or nothing.

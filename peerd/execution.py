@@ -106,17 +106,22 @@ class Execution:
             log(Event.COMMAND_ASKED, f"{job.exec_id} asked of {peer_id} by {job.caller}", **describe(job, peer_id))
         if not resume and not here:
             self._history.put(history.ASKED, peer_id, job)
-        session.running(job.exec_id, step)
         began = time.monotonic()
+
+        def asking() -> None:
+            session.running(job.exec_id, step)
+
         try:
             if here:
+                asking()
                 result = await self._run_here(request, session, resume)
             else:
                 remote = await self.remote(peer_id, request.exec_id, session, resume is not None)
                 if resume and not request.detach:
+                    asking()
                     result = await remote.attach(resume.offsets, True)
                 else:
-                    result = await remote.execute(request)
+                    result = await remote.execute(request, asking)
         except PeerdError as error:
             result = ExecResult.failure(error, round((time.monotonic() - began) * _USEC))
         # Who is cut off while a detached command starts asks for the same once more.
@@ -163,7 +168,8 @@ class Execution:
     async def _run_here(self, request: ExecRequest, session: Session, resume: Resume | None) -> ExecResult:
         if request.detach:
             return await self._executor.detach(request, session.caller)
-        if not resume:
+        # Who was cut off before its command was started finds nothing of it here.
+        if not resume or not self._executor.knows(request.exec_id):
             if session.cancel.is_set():
                 raise PeerdError(Code.CANCELLED, peer=self._node.peer_id)
             await self._executor.launch(request, session.caller)

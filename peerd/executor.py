@@ -301,6 +301,10 @@ class Executor:
         """The command with this id, while it runs or its caller has not heard all of it."""
         return self._runs.get(exec_id)
 
+    def knows(self, exec_id: str) -> bool:
+        """Whether a command with this id was started here, or refused."""
+        return exec_id in self._runs or self._history.get(history.RAN, exec_id) is not None
+
     def job(self, exec_id: str) -> Job:
         """What is known of a command that runs or ran here.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 from peerd import connection, validate
@@ -43,12 +44,15 @@ class Remote:
         self._offsets = dict.fromkeys(STREAMS, 0)
         self._heard = 0
         self._boot = ""
+        self._asking: Callable[[], None] = lambda: None
 
-    async def execute(self, request: ExecRequest) -> ExecResult:
+    async def execute(self, request: ExecRequest, asking: Callable[[], None] = lambda: None) -> ExecResult:
         """Have the peer run a command, and pass on what it says until it has ended; of a detached one, has started.
 
+        :param asking: called at the last moment at which it certainly was not started
         :raises PeerdError: CONNECT_FAILED, LOST, or why the peer refuses
         """
+        self._asking = asking
         return await self._persist(request, False)
 
     async def attach(self, offsets: Offsets, begun: bool) -> ExecResult:
@@ -61,7 +65,7 @@ class Remote:
         return await self._persist(None, begun)
 
     async def _persist(self, request: ExecRequest | None, begun: bool) -> ExecResult:
-        asking, asked, again = request is not None, 0, False
+        asking, asked, patient, again = request is not None, 0, begun, False
         since: float | None = None
         delay = _FIRST_DELAY
         while True:
@@ -73,6 +77,8 @@ class Remote:
                         raise PeerdError(Code.TOO_OLD, peer=self._target.peer_id)
                     begun = True
                     if asking and request:
+                        if not asked:
+                            self._asking()
                         self._boot, asked = boot, asked + 1
                         await link.send("execRequest", request.to_wire())
                     else:
@@ -87,6 +93,8 @@ class Remote:
                 if error.code is Code.BAD_MESSAGE and begun:
                     text = f"From {self._target.peer_id}: {error.sentence}"
                     log(Event.PROTOCOL_ERROR, text, peer=self._target.peer_id)
+                    raise self._lost from None
+                if error.code is Code.NO_SUCH_JOB and request is None and patient:
                     raise self._lost from None
                 if error.code is not Code.NO_SUCH_JOB or request is None:
                     raise

@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import struct
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any
 
-from peerd import cli, messages, parameters, users, validate
+from peerd import cli, messages, network, parameters, users, validate
 from peerd.answer import Answer
 from peerd.commands import BY_NAME, Command
 from peerd.config import Config
 from peerd.connection import Connection
 from peerd.errors import EXIT_CANCELLED, Code, PeerdError
 from peerd.fronts import Conversation, FrameSink, Front
+from peerd.journal import Event, log
 from peerd.messages import take, take_optional
 from peerd.node import Node
 from peerd.protocol import Frame
@@ -24,7 +24,6 @@ from peerd.service import Service
 from peerd.session import Caller, ConfirmingSink, Resume, Session
 
 _MAX_ARGUMENTS = 4096
-_UCRED = struct.Struct("3i")
 
 
 class UnixFront(Front):
@@ -36,7 +35,8 @@ class UnixFront(Front):
 
     def who(self, link: Connection) -> str:
         """The user at the other end."""
-        _, uid, _ = _UCRED.unpack(link.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        options = socket.SOL_SOCKET, socket.SO_PEERCRED, network.UCRED.size
+        _, uid, _ = network.UCRED.unpack(link.socket.getsockopt(*options))
         return users.name(uid)
 
     async def _serve(self, link: Connection, who: str) -> None:
@@ -48,6 +48,9 @@ class UnixFront(Front):
             await self._answer(link, lambda frame: self._handle(link, who, frame), frame)
 
     async def _handle(self, link: Connection, who: str, frame: Frame) -> None:
+        if not network.is_member(link.socket):
+            log(Event.CALLER_REFUSED, f"Connection from {who} refused: no member of the group", caller=who)
+            raise PeerdError(Code.DENIED, reason="only root and members of the group peerd may use d")
         match frame.type:
             case "invoke":
                 await self._invoke(link, who, frame.fields)
@@ -132,7 +135,10 @@ class UnixFront(Front):
         sink = ConfirmingSink(FrameSink(link), talk.delivery) if confirming else talk.sink()
         caller = Caller(self._node.peer_id, who)
         session = Session(caller, sink, talk.cancel, talk.gone, say, talk.stdin, talk.delivery, running, resume)
-        link.post("running", {"execId": resume.exec_id if resume else "", "step": resume.step if resume else 1})
+        command = BY_NAME[name]
+        if not (command.record or command.output):
+            # From here on its caller must not ask again; of a command on a peer it hears once that is asked for.
+            link.post("running", {"execId": "", "step": 1})
         leaving = asyncio.create_task(leave_with_caller())
         try:
             return await self._service.call(name, params, session)

@@ -27,6 +27,7 @@ EXPECTED = re.compile(
     r"|10\.0\.0\.\d+: (Malformed message|No common protocol version|Too busy|Permission denied)"
     r"|Leader \S+ refuses: |\S+ must not run |\w+Peer \S+ denied to "
     r"|/var/lib/peerd/(peerd|jobs)\.db (cannot be (used|written)|was restored)|The history (does not have|cannot be) "
+    r"|Internal error: cannot use the database \S+: \[Errno 5\] on purpose"
     r"|Configuration not reloaded|/etc/peerd/peerd\.conf\.d/test\.conf: unknown setting|unknown: Malformed"
 )
 

@@ -395,6 +395,14 @@ def test_a_local_user(desktop: Machine, vps: Machine, table: Table) -> None:
         assert refused.returncode == 255
         assert refused.stderr.startswith(b"Permission denied: only root and members of the group")
     table.add(USER, "uses d, or the socket", "the kernel refuses the connection")
+    desktop.run("chmod 666 /run/peerd/peerd.sock")
+    try:
+        refused = desktop.run(f"{' '.join(as_nobody)} d listPeers", check=False)
+    finally:
+        desktop.run("chmod 660 /run/peerd/peerd.sock")
+    assert refused.returncode == 255
+    assert b"only root and members of the group peerd may use d" in refused.stderr
+    table.add(USER, "the same where the mode of the socket is 0666", "peerd refuses the connection")
     speak = "import socket; s = socket.create_connection(('10.0.0.1', 3600), 3); s.settimeout(3); "
     speak += f"s.sendall({run_request(RAN)!r}); print(s.recv(100))"
     spoken = desktop.run([*as_nobody, "python3", "-c", speak], check=False)

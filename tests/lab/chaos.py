@@ -118,7 +118,9 @@ class Chaos:
     def run(self, commands: int, seconds: float) -> Report:
         """Run so many commands, or as many as start in so many seconds; then check what is left over."""
         for name in self._names:
-            self._lab[name].run(f"rm -rf {LEDGER}; mkdir {LEDGER}")
+            self._lab[name].run(
+                f"rm -rf {LEDGER} {LEDGER}.jobs; mkdir {LEDGER}; ls -A /var/lib/peerd/jobs >{LEDGER}.jobs"
+            )
         faults = threading.Thread(target=self._disturb, args=(random.Random(self._random.random()),))
         faults.start()
         deadline = time.monotonic() + seconds
@@ -161,11 +163,12 @@ class Chaos:
             record = json.loads(done.stdout)
         except ValueError:
             # d says so where its own peerd is away for good; nothing is known then, but for what the ledger says.
-            record = {"outcome": "lost", "exit_status": done.returncode, "stdout": None}
+            record = {"outcome": "lost", "exit_status": done.returncode, "stdout": None, "error": None}
         self.report.outcomes[record["outcome"]] += 1
         ran = self._lab[command.target].out(f"cat {LEDGER}/{command.number}", check=False).count("ran")
         output = None if record["stdout"] is None else str(record["stdout"]).encode()
-        return [f"{command}: {fault}; {done.stderr[-500:]!r}" for fault in _faults_of(command, record, ran, output)]
+        said = f"{record['error']} {done.stderr[-500:]!r}"
+        return [f"{command}: {fault}: {said}" for fault in _faults_of(command, record, ran, output)]
 
     def _disturb(self, pick: random.Random) -> None:
         while not self._stop.wait(pick.uniform(0.5, 3)):
@@ -184,7 +187,7 @@ class Chaos:
                 "its peers": f"d listPeers | jq -e 'map(select(.is_online)) | length == {len(self._names)}'",
                 "a scope": "! systemctl list-units --plain --no-legend 'peerd-exec-*.scope' | grep .",
                 "a kept descriptor": "[ $(systemctl show -P NFileDescriptorStore peerd) = 0 ]",
-                "a file of a job": "! ls -A /var/lib/peerd/jobs | grep .",
+                "a file of a job": f"ls -A /var/lib/peerd/jobs | diff - {LEDGER}.jobs",
                 "a descriptor": f"[ $(ls /proc/$({PID})/fd | wc -l) -lt 60 ]",
             }.items():
                 try:

@@ -265,6 +265,7 @@ class FakeExecutor(Executor):
         self._asked: dict[str, tuple[ExecRequest, Caller]] = {}
         self.requests: list[tuple[ExecRequest, str]] = []
         self.heard: list[str] = []
+        self.all_known = True
 
     async def launch(self, request: ExecRequest, caller: Caller) -> Run:
         """As the executor has it, but for what it returns."""
@@ -273,6 +274,10 @@ class FakeExecutor(Executor):
         none: Any = None
         run: Run = none
         return run
+
+    def knows(self, exec_id: str) -> bool:
+        """Every command that a caller comes back to was started."""
+        return self.all_known or exec_id in self._asked
 
     def job(self, exec_id: str) -> Job:
         """The command as it was asked for."""

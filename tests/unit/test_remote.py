@@ -206,14 +206,15 @@ def test_a_target_that_was_rebooted_is_not_asked_again() -> None:
     asyncio.run(main())
 
 
-def test_who_only_attaches_never_asks_for_a_run() -> None:
+@pytest.mark.parametrize(("begun", "code"), [(True, Code.LOST), (False, Code.NO_SUCH_JOB)])
+def test_who_only_attaches_never_asks_for_a_run(begun: bool, code: Code) -> None:
     async def main() -> None:
         async with calling() as caller:
-            running = caller.attach(begun=True, stdout=9)
+            running = caller.attach(begun=begun, stdout=9)
             wire = await caller.target("attachJob")
             assert attach_at(caller.last, 9, 0)
             wire.link.post("error", NO_SUCH_JOB)
-            assert await refused(running) is Code.NO_SUCH_JOB
+            assert await refused(running) is code
             assert caller.peers.accepted == 1
 
     asyncio.run(main())

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from peerd import __version__, connection, links, network
+from peerd import __version__, connection, links, membership, network
 from peerd.answer import Answer
 from peerd.connection import Connection
 from peerd.errors import Code, Outcome, PeerdError
@@ -405,6 +405,24 @@ def test_a_worker_asks_the_leader_about_a_peer_that_it_does_not_know() -> None:
     asyncio.run(main())
 
 
+def test_an_address_has_the_id_that_the_registry_gives_it() -> None:
+    async def main() -> None:
+        async with machine() as here:
+            assert (await here.call("getPeerIdByIp", ip=LAPTOP.ip_address)).text == "laptop"
+            with pytest.raises(PeerdError) as caught:
+                await here.call("getPeerIdByIp", ip="127.0.0.77")
+            assert (caught.value.code, caught.value.details["peer"]) == (Code.PEER_NOT_FOUND, "127.0.0.77")
+        async with machine(WORKER) as here:
+            await admit(here)
+            asking = here.call("getPeerIdByIp", ip=LAPTOP.ip_address)
+            wire = await here.target()
+            assert (await wire.link.expect("getPeerInfo")).fields["address"] == LAPTOP.ip_address
+            wire.link.post("reply", LAPTOP.to_wire())
+            assert (await asking).text == "laptop"
+
+    asyncio.run(main())
+
+
 def test_a_worker_without_its_leader_reaches_the_peers_that_it_knows() -> None:
     async def main() -> None:
         async with machine(WORKER) as here:
@@ -497,6 +515,22 @@ def test_a_worker_registers_and_keeps_its_role() -> None:
             assert (answer.error, answer.status) == (None, 0)
             assert "Registered as worker 'desktop', connected to leader at 127.0.0.1" in answer.text
             assert here.registry.identity() == WORKER
+
+    asyncio.run(main())
+
+
+def test_somebody_who_waits_for_the_leader_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(membership, "_PATIENCE", 0)
+
+    async def main() -> None:
+        async with machine(Identity("", "", "")) as here:
+            setting = here.call("registerWorker", leader="127.0.0.1")
+            wire = await here.target()
+            await wire.link.expect("registerPeer")
+            assert here.said == ["Waiting for the leader at 127.0.0.1"]
+            wire.link.post("error", PeerdError(Code.ID_TAKEN, peer="laptop", address="127.0.0.4").to_wire())
+            with pytest.raises(PeerdError):
+                await setting
 
     asyncio.run(main())
 
