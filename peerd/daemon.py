@@ -29,6 +29,7 @@ from peerd.protocol import MAX_HEADER
 from peerd.registry import Registry
 from peerd.scopes import ScopeManager
 from peerd.service import Service
+from peerd.sleep import SleepWatch
 from peerd.storage import Storage
 from peerd.systemd1 import Systemd
 from peerd.tcpfront import TcpFront
@@ -116,6 +117,7 @@ class Daemon:
         self._executor.start(self._kept)
         self._node.start()
         self._bus.start()
+        sleep = SleepWatch(self._systemd.connect, self._node.resumed)
         # For the unix socket, too: start_unix_server of Python 3.13 would remove its file, which is systemd's.
         servers = [
             await asyncio.start_server(self._fronts[name].accept, sock=listener, limit=MAX_HEADER, backlog=_BACKLOG)
@@ -134,6 +136,7 @@ class Daemon:
             await front.close()
         await self._executor.close()
         await self._node.close()
+        await sleep.close()
         watchdog.cancel()
         self._systemd.close()
         self._history.close()

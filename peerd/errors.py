@@ -79,6 +79,7 @@ class Code(enum.StrEnum):
     VERSION = "version"
     TOO_OLD = "too-old"
     BUSY = "busy"
+    NOT_STORED = "not-stored"
     INTERNAL = "internal"
 
 
@@ -284,6 +285,15 @@ KINDS: Mapping[Code, Kind] = {
         ("Which version it has: d listPeers. To upgrade it: d remoteDeployDaemon",),
     ),
     Code.BUSY: Kind("Too busy: {reason}", ("Try again when some of them have ended.",), Outcome.DENIED),
+    Code.NOT_STORED: Kind(
+        "The state of {peer} cannot be stored: {reason}",
+        (
+            "Nothing was changed; commands that are not detached still run. On that machine, check:",
+            "- Is there room? (df /var/lib/peerd)",
+            "- Can it be written to? (findmnt -T /var/lib/peerd)",
+            "- What is in the record? (journalctl -t peerd -p warning)",
+        ),
+    ),
     Code.INTERNAL: Kind("Internal error: {reason}", ("The record: journalctl -t peerd",)),
 }
 

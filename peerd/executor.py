@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from peerd import fdstore, guard, handles, history, run, scopes
+from peerd import connection, fdstore, guard, handles, history, run, scopes
 from peerd.audience import Audience
 from peerd.config import Config
 from peerd.errors import Code, Outcome, PeerdError
@@ -131,7 +131,10 @@ class Executor:
         return one.result if one.result and one.result.error else ExecResult(Outcome.EXITED, 0)
 
     async def _launch(self, request: ExecRequest, caller: Caller) -> Run:
-        spools = self._storage.create(request.exec_id) if request.detach else {}
+        try:
+            spools = self._storage.create(request.exec_id) if request.detach else {}
+        except OSError as error:
+            raise PeerdError(Code.NOT_STORED, peer=self._name(), reason=connection.why(error)) from None
         room: Room = Quota(self._storage, spools, self._config().job_output_limit) if spools else Window()
         try:
             started = await run.launch(

@@ -12,6 +12,7 @@ from typing import Any
 
 import peewee
 
+from peerd.database import Database
 from peerd.errors import Code, PeerdError
 from peerd.job import Job
 from peerd.journal import Event, log
@@ -22,7 +23,6 @@ SIDES = (RAN, ASKED)
 SCHEMA_VERSION = 1
 """Kept in the database as PRAGMA user_version (sqlite.org/pragma.html)."""
 
-_PRAGMAS = {"journal_mode": "wal", "synchronous": "normal", "busy_timeout": 5000}
 _TRIM_EVERY = 1000
 
 
@@ -41,11 +41,12 @@ class History:
     A disk that is full keeps no command from running: what cannot be stored is recorded as such and left out.
 
     :param path: the file, made with mode 0600 if it does not exist; ``:memory:`` for a test
-    :raises PeerdError: INTERNAL when the file cannot be used or was written by a newer peerd
+    :raises PeerdError: INTERNAL when there is no database and none can be made
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._database = peewee.SqliteDatabase(None)
+        self._store = Database(path, SCHEMA_VERSION, lambda version: self._create(), precious=False)
+        self._database = self._store.peewee
 
         class Row(peewee.Model):  # type: ignore[misc]
             exec_id = peewee.TextField()
@@ -67,20 +68,10 @@ class History:
 
         self._rows: Any = Row
         self._stored = 0
-        try:
-            if str(path) != ":memory:":
-                Path(path).touch(mode=0o600)
-            self._database.init(str(path), pragmas=_PRAGMAS)
-            self._database.connect()
-            version = self._database.pragma("user_version")
-            if version > SCHEMA_VERSION:
-                raise peewee.DatabaseError(f"schema version {version} is newer than this peerd's {SCHEMA_VERSION}")
-            self._database.create_tables([Row])
-            self._database.pragma("user_version", SCHEMA_VERSION)
-        except (OSError, peewee.DatabaseError) as error:
-            if not self._database.is_closed():
-                self._database.close()
-            raise PeerdError(Code.INTERNAL, reason=f"cannot use the database {path}: {error}") from None
+        self._store.open()
+
+    def _create(self) -> None:
+        self._database.create_tables([self._rows])
 
     def put(self, side: str, peer: str, job: Job) -> None:
         """Store a command, or what is known of it now.
@@ -89,17 +80,19 @@ class History:
         """
         outcome = job.result.outcome.value if job.result else ""
         try:
-            self._rows.replace(
-                exec_id=job.exec_id,
-                side=side,
-                peer=peer,
-                started=job.started_usec,
-                outcome=outcome,
-                detached=job.detached,
-                job=json.dumps(job.shortened().to_wire()),
-            ).execute()
-        except peewee.DatabaseError as error:
-            log(Event.STATE_UNWRITABLE, f"The history does not have {job.exec_id}: {error}", exec_id=job.exec_id)
+            with self._store.writing():
+                self._rows.replace(
+                    exec_id=job.exec_id,
+                    side=side,
+                    peer=peer,
+                    started=job.started_usec,
+                    outcome=outcome,
+                    detached=job.detached,
+                    job=json.dumps(job.shortened().to_wire()),
+                ).execute()
+        except PeerdError as error:
+            why = error.details["reason"]
+            log(Event.STATE_UNWRITABLE, f"The history does not have {job.exec_id}: {why}", exec_id=job.exec_id)
 
     def get(self, side: str, exec_id: str) -> Entry | None:
         """The command with this id on one side, or None."""
@@ -122,6 +115,7 @@ class History:
 
         :param outcome: only those that ended so; "" for those whose end is not known
         :param since_usec: only those that started since, in microseconds since the epoch
+        :raises PeerdError: INTERNAL when they cannot be read
         """
         rows = self._rows
         query = rows.select().where(rows.started >= since_usec)
@@ -129,7 +123,10 @@ class History:
         for column, value in wanted.items():
             if value is not None:
                 query = query.where(column == value)
-        return [_entry(row) for row in query.order_by(rows.started.desc()).limit(limit)]
+        try:
+            return [_entry(row) for row in query.order_by(rows.started.desc()).limit(limit)]
+        except peewee.DatabaseError as error:
+            raise PeerdError(Code.INTERNAL, reason=f"cannot read the history: {error}") from None
 
     def trim(self, most: int) -> None:
         """Keep only the newest entries; cheap when called after each."""
@@ -138,15 +135,16 @@ class History:
             return
         kept = self._rows.select(self._rows.started).order_by(self._rows.started.desc()).limit(1).offset(most)
         try:
-            oldest = kept.scalar()
-            if oldest is not None:
-                self._rows.delete().where(self._rows.started <= oldest, self._rows.outcome != "").execute()
-        except peewee.DatabaseError as error:
-            log(Event.STATE_UNWRITABLE, f"The history cannot be trimmed: {error}")
+            with self._store.writing():
+                oldest = kept.scalar()
+                if oldest is not None:
+                    self._rows.delete().where(self._rows.started <= oldest, self._rows.outcome != "").execute()
+        except PeerdError as error:
+            log(Event.STATE_UNWRITABLE, f"The history cannot be trimmed: {error.details['reason']}")
 
     def close(self) -> None:
-        """Close the database; SQLite then folds its write-ahead log into the file."""
-        self._database.close()
+        """Close the database."""
+        self._store.close()
 
 
 def _entry(row: Any) -> Entry:

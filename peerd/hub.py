@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -49,23 +50,23 @@ class Hub:
 
     def set_self(self, me: Registration, address: str) -> None:
         """Enter this machine under its id and present address, whatever was there."""
-        for other in (self.book.by_id(me.peer_id), self.book.by_address(address)):
-            if other and (other.peer_id, other.ip_address) != (me.peer_id, address):
-                self._registry.forget([other.peer_id])
-                self._drop_link(other.peer_id, PeerdError(Code.DELETED, peer=other.peer_id))
         now = time.time()
         known = self.book.by_address(address)
-        self._put(
-            replace(
-                known
-                if known and known.peer_id == me.peer_id
-                else Peer(me.peer_id, address, first_seen=now, last_seen=now),
-                mac_address=me.mac_address,
-                hostname=me.hostname,
-                daemon_version=me.daemon_version,
-                is_online=True,
-            )
+        peer = replace(
+            known
+            if known and known.peer_id == me.peer_id
+            else Peer(me.peer_id, address, first_seen=now, last_seen=now),
+            mac_address=me.mac_address,
+            hostname=me.hostname,
+            daemon_version=me.daemon_version,
+            is_online=True,
         )
+        found = (self.book.by_id(me.peer_id), self.book.by_address(address))
+        others = [other for other in found if other and (other.peer_id, other.ip_address) != (me.peer_id, address)]
+        self._store(peer, others)
+        for other in others:
+            self._drop_link(other.peer_id, PeerdError(Code.DELETED, peer=other.peer_id))
+        self._put(peer)
 
     async def register(self, link: Connection, address: str, claim: Registration) -> Peer:
         """Enter a worker that registers over this link, and tell everybody.
@@ -81,6 +82,7 @@ class Hub:
             self._refuse(claim, address, key, now, error)
             raise
         peer = replace(admitted, is_online=True)
+        self._store(peer)
         if self.book.by_id(peer.peer_id) is None:
             self._drop_claim(address)
         old = self._links.pop(peer.peer_id, None)
@@ -135,11 +137,18 @@ class Hub:
         claims = [entry for entry in chosen if entry is not peer]
         if not (peer or claims):
             raise self.book.missing(peer_id)
+        deleted = replace(peer, is_online=False, state=State.DELETED) if peer else None
+        with self._registry.changing():
+            for claim in claims:
+                self._registry.forget_claim(claim.ip_address)
+            if deleted:
+                self._registry.forget([peer_id])
+                self._registry.store_claim(deleted)
         for claim in claims:
             self._drop_claim(claim.ip_address)
-        if peer:
+        if peer and deleted:
             self._remove(peer, PeerdError(Code.DELETED, peer=peer_id))
-            self._keep_claim(replace(peer, is_online=False, state=State.DELETED))
+            self._keep_claim(deleted)
         where = peer.ip_address if peer else claims[0].ip_address
         log(Event.PEER_DELETED, f"Peer {peer_id} ({where}) deleted by {caller}", peer=peer_id, caller=caller)
 
@@ -150,11 +159,13 @@ class Hub:
         :raises PeerdError: PEER_NOT_FOUND, USAGE
         """
         claim = _only(self._claims.named(peer_id), peer_id, address)
-        for other in (self.book.by_id(peer_id), self.book.by_address(claim.ip_address)):
-            if other and self.book.by_id(other.peer_id) is other:
+        peer = replace(claim, state=State.REGISTERED)
+        others = [other for other in (self.book.by_id(peer_id), self.book.by_address(claim.ip_address)) if other]
+        self._store(peer, others)
+        for other in others:
+            if self.book.by_id(other.peer_id) is other:
                 self._remove(other, PeerdError(Code.DELETED, peer=other.peer_id))
         self._drop_claim(claim.ip_address)
-        peer = replace(claim, state=State.REGISTERED)
         self._put(peer)
         log(
             Event.PEER_APPROVED,
@@ -173,9 +184,14 @@ class Hub:
         """
         peer = self.book.by_id(peer_id)
         found = _only([*([peer] if peer else []), *self._claims.named(peer_id)], peer_id, address)
+        rejected = replace(found, is_online=False, state=State.REJECTED)
+        with self._registry.changing():
+            if found is peer:
+                self._registry.forget([peer_id])
+            self._registry.store_claim(rejected)
         if found is peer:
             self._remove(found, PeerdError(Code.REJECTED, peer=peer_id, address=found.ip_address))
-        self._keep_claim(replace(found, is_online=False, state=State.REJECTED))
+        self._keep_claim(rejected)
         log(
             Event.PEER_REJECTED,
             f"Peer {peer_id} ({found.ip_address}) rejected by {caller}",
@@ -198,9 +214,11 @@ class Hub:
     def flush(self) -> None:
         """Store what heartbeats have changed since the last time."""
         peers = [peer for peer_id in self._seen if (peer := self.book.by_id(peer_id))]
-        self._seen.clear()
-        if peers:
-            self._registry.store(peers)
+        # Where it cannot be stored now it is the next time.
+        with contextlib.suppress(PeerdError):
+            if peers:
+                self._registry.store(peers, matters=False)
+            self._seen.clear()
 
     def close(self) -> None:
         """Store what is to be stored and close the links."""
@@ -214,8 +232,11 @@ class Hub:
         news = entry and all(
             (known.peer_id, known.state) != (entry.peer_id, entry.state) for known in self._at(address)
         )
-        if entry:
-            self._keep_claim(entry)
+        # What cannot be stored changes nothing about the refusal, and comes again with the next one.
+        with contextlib.suppress(PeerdError):
+            if entry:
+                self._registry.store_claim(entry)
+                self._keep_claim(entry)
         pending = error.code is Code.PENDING
         if news or not pending:
             log(
@@ -228,19 +249,18 @@ class Hub:
     def _at(self, address: str) -> list[Peer]:
         return [claim for claim in self.book.claims if claim.ip_address == address]
 
+    # What these do is stored already: memory must not know more than a restart would.
+
     def _keep_claim(self, claim: Peer) -> None:
-        self._registry.store_claim(claim)
         self._claims.put(claim)
         self.book.claims = self._claims.shown()
 
     def _drop_claim(self, address: str) -> None:
-        self._registry.forget_claim(address)
         self._claims.drop(address)
         self.book.claims = self._claims.shown()
 
     def _remove(self, peer: Peer, why: PeerdError) -> None:
-        """Take a peer out of the registry, and tell it why and the others that it is gone."""
-        self._registry.forget([peer.peer_id])
+        """Take a peer out of the book, and tell it why and the others that it is gone."""
         self.book.remove(peer.peer_id)
         self._drop_link(peer.peer_id, why)
         for link in self._links.values():
@@ -256,12 +276,22 @@ class Hub:
     def _put(self, peer: Peer) -> None:
         if self.book.by_id(peer.peer_id) == peer:
             return
-        # Stored first: where that fails, memory must not know more than a restart would.
-        self._registry.store([peer])
         self.book.put(peer)
+        self._seen.add(peer.peer_id)
         for link in list(self._links.values()):
             self._send(link, [peer])
         self._changed()
+
+    def _store(self, peer: Peer, instead_of: Iterable[Peer] = ()) -> None:
+        """Store a peer in the place of others and of its claim, where more than its being seen is new."""
+        known, others = self.book.by_id(peer.peer_id), list(instead_of)
+        if known and not others and peer == replace(known, is_online=peer.is_online, last_seen=peer.last_seen):
+            return
+        with self._registry.changing():
+            self._registry.forget(other.peer_id for other in others)
+            if known is None or others:
+                self._registry.forget_claim(peer.ip_address)
+            self._registry.store([peer])
 
     def _send(self, link: Connection, peers: list[Peer]) -> None:
         # A worker that does not read is dropped: when it comes back it gets the whole registry again.

@@ -24,6 +24,7 @@ _FRESH = 1.0
 _IDLE_LIMIT = 60.0
 _IDLE_MOST = 64
 _FIRST_DELAY = 0.25
+"""Seconds that are at least between two attempts, and between two questions for a sign of life."""
 _LONGEST_DELAY = 5.0
 _REFUSED_DELAY = 60.0
 MAX_CLAIMS = 1000
@@ -140,6 +141,26 @@ class Pool:
         self._idle.clear()
 
 
+class Pauses:
+    """How long a worker waits between attempts to reach its leader: ever longer, and never as long as all others.
+
+    The jitter keeps the workers of a leader that comes back from arriving together.
+    """
+
+    def __init__(self) -> None:
+        self._next = _FIRST_DELAY
+
+    def reset(self, delay: float | None = None) -> None:
+        """Begin anew, or with this delay."""
+        self._next = _FIRST_DELAY if delay is None else delay
+
+    def take(self) -> float:
+        """The seconds to wait now."""
+        pause = self._next * random.uniform(0.5, 1.0)
+        self._next = min(self._next * 2, _LONGEST_DELAY)
+        return pause
+
+
 class LeaderLink:
     """A worker's connection to its leader: registers, sends heartbeats and keeps the copy of the registry.
 
@@ -178,6 +199,8 @@ class LeaderLink:
         self._updated = updated
         self._refused = refused
         self._wake = asyncio.Event()
+        self._doubt = asyncio.Event()
+        self._patience: asyncio.Timeout | None = None
         self._decided = asyncio.Event()
         self._task = asyncio.create_task(self._run())
 
@@ -198,8 +221,11 @@ class LeaderLink:
         return PeerdError(Code.NOT_CONNECTED, address=self.address, reason=reason)
 
     def wake(self) -> None:
-        """Try again at once: the network has changed."""
-        self._wake.set()
+        """The network has changed, or the machine slept: try again at once, or see if the leader is still there."""
+        if self.connected:
+            self._doubt.set()
+        else:
+            self._wake.set()
 
     async def close(self) -> None:
         """Disconnect and stop trying."""
@@ -207,9 +233,10 @@ class LeaderLink:
         await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
-        delay = _FIRST_DELAY
+        pauses = Pauses()
         while True:
             began = time.monotonic()
+            self._wake.clear()
             before = self.error
             try:
                 await self._session()
@@ -227,7 +254,7 @@ class LeaderLink:
                 if leader:
                     self.book.put(replace(leader, is_online=False))
                 self._changed(False, self.error.sentence if self.error else "connection closed")
-                delay = _FIRST_DELAY
+                pauses.reset()
             refused = self.error is not None and self.error.kind.outcome == "denied"
             if self.error and refused and (before is None or before.code is not self.error.code):
                 self._refused(self.error)
@@ -238,11 +265,11 @@ class LeaderLink:
                 return
             if self.error and self.error.code is Code.PENDING:
                 # The approval may come at any moment.
-                refused, delay = False, _LONGEST_DELAY
-            # Jitter keeps the workers of a leader that comes back from arriving together.
-            pause = (_REFUSED_DELAY if refused else delay) * random.uniform(0.5, 1.0)
-            delay = min(delay * 2, _LONGEST_DELAY)
-            self._wake.clear()
+                refused = False
+                pauses.reset(_LONGEST_DELAY)
+            if refused:
+                pauses.reset(_REFUSED_DELAY)
+            pause = pauses.take()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._wake.wait()
@@ -258,12 +285,13 @@ class LeaderLink:
                 await link.expect("registered")
                 # Replaced as a whole, so that a peer that went while the link was away goes here too.
                 self.book = await receive_book(link)
+            self._doubt.clear()
             self.connected, self.error = True, None
             self._decided.set()
             self._changed(True, f"{len(self.book)} peers")
             heartbeat = asyncio.create_task(self._beat(link))
             while True:
-                async with asyncio.timeout(self._interval() * _MISSED_HEARTBEATS):
+                async with asyncio.timeout(self._interval() * _MISSED_HEARTBEATS) as self._patience:
                     frame = await link.receive()
                 if frame is None:
                     raise ConnectionError("the leader closed the connection")
@@ -287,8 +315,22 @@ class LeaderLink:
     async def _beat(self, link: Connection) -> None:
         with contextlib.suppress(OSError):
             while True:
-                await asyncio.sleep(self._interval())
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._interval()):
+                        await self._doubt.wait()
+                doubtful = self._doubt.is_set()
+                self._doubt.clear()
                 await link.send("heartbeat")
+                if doubtful:
+                    self._shorten_patience()
+                    await asyncio.sleep(_FIRST_DELAY)
+
+    def _shorten_patience(self) -> None:
+        due = asyncio.get_running_loop().time() + self._timeout()
+        # One that runs out in this very moment cannot be changed any more.
+        with contextlib.suppress(RuntimeError):
+            if self._patience and (self._patience.when() or due) >= due:
+                self._patience.reschedule(due)
 
 
 def _count(value: object) -> int:

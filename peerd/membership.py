@@ -155,7 +155,9 @@ class Membership:
         return Answer(text=what, error=error, status=error.kind.exit_status if error else 0)
 
     def _show(self, peer: Peer) -> dict[str, object]:
-        last_seen = time.time() if peer.peer_id == self._node.peer_id else peer.last_seen
+        # A clock that was set back must not show what is to come.
+        now = time.time()
+        last_seen = now if peer.peer_id == self._node.peer_id else min(peer.last_seen, now)
         return {
             "peer_id": peer.peer_id,
             "ip_address": peer.ip_address,

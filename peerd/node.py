@@ -42,7 +42,7 @@ class Node:
         self._watch: network.NetworkWatch | None = None
         self._changing = asyncio.Lock()
         self._joining = False
-        self._flusher: asyncio.Task[None] | None = None
+        self._tending: asyncio.Task[None] | None = None
 
     @property
     def peer_id(self) -> str:
@@ -65,11 +65,15 @@ class Node:
         """Take up the stored role."""
         self._watch = network.NetworkWatch(self._network_changed)
         self._take_up()
+        self._tending = asyncio.create_task(self._tend())
 
     async def close(self) -> None:
         """Leave: close the links and store what is to be stored."""
         if self._watch:
             self._watch.close()
+        if self._tending:
+            self._tending.cancel()
+            await asyncio.wait((self._tending,))
         await self._lay_down()
         self.pool.drop()
 
@@ -83,6 +87,7 @@ class Node:
             raise PeerdError(Code.OWN_ADDRESS, address=identity.leader_address)
         async with self._changing:
             before = self.identity
+            self._registry.set_identity(identity)
             self._joining = True
             await self._change(identity)
             if self.link is None:
@@ -90,6 +95,7 @@ class Node:
             error = await self.link.outcome(self._config().connect_timeout * 2 + _REGISTER_MARGIN)
             if error and error.kind.outcome == "denied" and error.code is not Code.PENDING:
                 self._joining = False
+                self._registry.set_identity(before)
                 await self._change(before)
                 raise error
             return error
@@ -181,7 +187,6 @@ class Node:
 
     async def _change(self, identity: Identity) -> None:
         await self._lay_down()
-        self._registry.set_identity(identity)
         self.identity = identity
         log(
             Event.ROLE_SET,
@@ -194,7 +199,6 @@ class Node:
         config = self._config
         if self.identity.role == LEADER:
             self.hub = Hub(self._registry, config, self._changed)
-            self._flusher = asyncio.create_task(self._flush(self.hub))
             self._enter_self()
         elif self.identity.role == WORKER:
             self.link = LeaderLink(
@@ -210,11 +214,8 @@ class Node:
         self._changed()
 
     async def _lay_down(self) -> None:
-        link, hub, flusher = self.link, self.hub, self._flusher
-        self.link = self.hub = self._flusher = None
-        if flusher:
-            flusher.cancel()
-            await asyncio.gather(flusher, return_exceptions=True)
+        link, hub = self.link, self.hub
+        self.link = self.hub = None
         if hub:
             hub.close()
         if link:
@@ -225,13 +226,23 @@ class Node:
 
     def _enter_self(self) -> None:
         address = self.address
-        if self.hub and address:
-            self.hub.set_self(self._registration(), address)
+        # Where it cannot be stored it is recorded, and tried again.
+        with contextlib.suppress(PeerdError):
+            if self.hub and address:
+                self.hub.set_self(self._registration(), address)
 
-    async def _flush(self, hub: Hub) -> None:
+    async def _tend(self) -> None:
         while True:
             await asyncio.sleep(_FLUSH_INTERVAL)
-            hub.flush()
+            if self.hub:
+                self._enter_self()
+                self.hub.flush()
+            self._registry.back_up()
+
+    def resumed(self) -> None:
+        """This machine has slept: what was connected may be so no more, and nobody has said it."""
+        self.pool.drop()
+        self._network_changed()
 
     def _network_changed(self) -> None:
         self._enter_self()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,11 @@ from typing import Any
 import peewee
 
 from peerd.app import App
-from peerd.errors import Code, PeerdError
+from peerd.database import Database
 from peerd.peers import Peer, State
 
 SCHEMA_VERSION = 3
 """Kept in the database as PRAGMA user_version (sqlite.org/pragma.html)."""
-
-_PRAGMAS = {"journal_mode": "wal", "synchronous": "normal", "foreign_keys": 1, "busy_timeout": 5000}
 
 
 @dataclass(frozen=True)
@@ -29,24 +27,18 @@ class Identity:
     leader_address: str = ""
 
 
-def _secure(path: str | Path) -> None:
-    """Make the file if there is none, for its owner alone. A symbolic link in its place is refused."""
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        os.fchmod(file, 0o600)
-    finally:
-        os.close(file)
-
-
 class Registry:
-    """The database. One process uses it; every method is one transaction.
+    """The database. One process uses it; every method is one transaction, or a part of :meth:`changing`.
+
+    What is to be stored and cannot be raises NOT_STORED.
 
     :param path: the file, made with mode 0600 if it does not exist; ``:memory:`` for a test
-    :raises PeerdError: INTERNAL when the file cannot be used or was written by a newer peerd
+    :raises PeerdError: INTERNAL when there is no database and none can be made
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._database = peewee.SqliteDatabase(None)
+        self._store = Database(path, SCHEMA_VERSION, self._migrate, precious=True)
+        self._database = self._store.peewee
         meta = type("Meta", (), {"database": self._database})
 
         class Setting(peewee.Model):  # type: ignore[misc]
@@ -96,29 +88,25 @@ class Registry:
         self._peers: Any = PeerRow
         self._claims: Any = ClaimRow
         self._apps: Any = AppRow
-        try:
-            if str(path) != ":memory:":
-                _secure(path)
-            self._database.init(str(path), pragmas=_PRAGMAS)
-            self._database.connect()
-            self._migrate()
-        except (OSError, peewee.DatabaseError) as error:
-            if not self._database.is_closed():
-                self._database.close()
-            raise PeerdError(Code.INTERNAL, reason=f"cannot use the database {path}: {error}") from None
+        self._store.open()
+        self._store.owner = self.identity().peer_id or self._store.owner
 
-    def _migrate(self) -> None:
-        version = self._database.pragma("user_version")
-        if version > SCHEMA_VERSION:
-            raise peewee.DatabaseError(f"schema version {version} is newer than this peerd's {SCHEMA_VERSION}")
-        with self._database.atomic():
-            if version < 1:
-                self._database.create_tables([self._settings, self._peers])
-            if version < 2:
-                self._database.create_tables([self._claims])
-            if version < 3:
-                self._database.create_tables([self._apps])
-            self._database.pragma("user_version", SCHEMA_VERSION)
+    def _migrate(self, version: int) -> None:
+        if version < 1:
+            self._database.create_tables([self._settings, self._peers])
+        if version < 2:
+            self._database.create_tables([self._claims])
+        if version < 3:
+            self._database.create_tables([self._apps])
+
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[None]:
+        """What is stored and forgotten in this block is so as a whole, or not at all.
+
+        :raises PeerdError: NOT_STORED
+        """
+        with self._store.writing():
+            yield
 
     def identity(self) -> Identity:
         """The role, id and leader that were stored last."""
@@ -126,18 +114,23 @@ class Registry:
         return Identity(**{name: stored.get(name, "") for name in asdict(Identity())})
 
     def set_identity(self, identity: Identity) -> None:
-        """Store role, id and leader together."""
-        with self._database.atomic():
+        """Store role, id and leader together, and back them up."""
+        with self._store.writing():
             for name, value in asdict(identity).items():
                 self._settings.replace(name=name, value=value).execute()
+        self._store.owner = identity.peer_id or self._store.owner
+        self._store.back_up()
 
     def peers(self) -> list[Peer]:
         """All stored peers."""
         return [Peer(**row) for row in self._peers.select().dicts()]
 
-    def store(self, peers: Iterable[Peer]) -> None:
-        """Insert or replace these peers. Whether a peer is online is the link's to say and is not stored."""
-        with self._database.atomic():
+    def store(self, peers: Iterable[Peer], matters: bool = True) -> None:
+        """Insert or replace these peers. Whether a peer is online is the link's to say and is not stored.
+
+        :param matters: whether more has changed than when they were seen
+        """
+        with self._store.writing(matters):
             for peer in peers:
                 row = asdict(peer)
                 del row["is_online"], row["state"]
@@ -145,7 +138,7 @@ class Registry:
 
     def forget(self, peer_ids: Iterable[str]) -> int:
         """Delete these peers; the number of rows that went."""
-        with self._database.atomic():
+        with self._store.writing():
             return sum(self._peers.delete().where(self._peers.peer_id == peer_id).execute() for peer_id in peer_ids)
 
     def claims(self) -> list[Peer]:
@@ -157,11 +150,17 @@ class Registry:
         """Insert or replace the one of its address."""
         row = asdict(claim)
         del row["is_online"]
-        self._claims.replace(**row).execute()
+        with self._store.writing():
+            self._claims.replace(**row).execute()
 
     def forget_claim(self, address: str) -> None:
         """Delete the one of this address, if there is one."""
-        self._claims.delete().where(self._claims.ip_address == address).execute()
+        with self._store.writing():
+            self._claims.delete().where(self._claims.ip_address == address).execute()
+
+    def back_up(self) -> None:
+        """Make a backup, if there is something new or the last one is old."""
+        self._store.back_up()
 
     def apps(self) -> list[App]:
         """The apps of this machine, in the order of their names and modes."""
@@ -169,17 +168,17 @@ class Registry:
 
     def store_apps(self, apps: Iterable[App]) -> None:
         """Insert or replace these modes of apps."""
-        with self._database.atomic():
+        with self._store.writing():
             for app in apps:
                 self._apps.replace(**asdict(app)).execute()
 
     def forget_apps(self, apps: Iterable[App]) -> None:
         """Delete these modes of apps."""
         rows = self._apps
-        with self._database.atomic():
+        with self._store.writing():
             for app in apps:
                 rows.delete().where(rows.name == app.name, rows.mode == app.mode).execute()
 
     def close(self) -> None:
-        """Close the database; SQLite then folds its write-ahead log into the file."""
-        self._database.close()
+        """Close the database."""
+        self._store.close()

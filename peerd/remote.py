@@ -65,7 +65,7 @@ class Remote:
         return await self._persist(None, begun)
 
     async def _persist(self, request: ExecRequest | None, begun: bool) -> ExecResult:
-        asking, asked, patient = request is not None, 0, begun
+        asking, asked, patient, again = request is not None, 0, begun, False
         since: float | None = None
         delay = _FIRST_DELAY
         while True:
@@ -105,7 +105,11 @@ class Remote:
                 continue
             except OSError as error:
                 if not begun:
-                    raise connect_failed(self._target, error) from None
+                    # Nothing was started yet, and packets may be lost on the way to a peer that is there.
+                    if again or not (self._target.is_online and isinstance(error, TimeoutError)):
+                        raise connect_failed(self._target, error) from None
+                    again = True
+                    continue
             if not resumable:
                 raise self._lost
             asking = False

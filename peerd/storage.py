@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from peerd.config import Config
-from peerd.errors import Code, PeerdError
+from peerd.journal import Event, log
 from peerd.messages import STREAMS
 from peerd.spool import Spool
 from peerd.streams import OutputStream
@@ -20,8 +20,9 @@ _STEP = 1024 * 1024
 class Storage:
     """The files of a directory, which is made with mode 0700 if it does not exist.
 
+    Where it cannot be made or read that is recorded, and tried again with the next command.
+
     :param config: gives the settings in force
-    :raises PeerdError: INTERNAL when it cannot be made or read
     """
 
     def __init__(self, directory: Path, config: Callable[[], Config]) -> None:
@@ -35,7 +36,7 @@ class Storage:
             for file in sorted(directory.iterdir(), key=lambda file: file.stat().st_mtime):
                 self._ended[file.stem] = self._ended.get(file.stem, 0) + file.stat().st_size
         except OSError as error:
-            raise PeerdError(Code.INTERNAL, reason=f"cannot use the directory {directory}: {error}") from None
+            log(Event.STATE_UNWRITABLE, f"The directory {directory} cannot be used: {error}")
 
     @property
     def used(self) -> int:
@@ -48,6 +49,7 @@ class Storage:
 
         :raises OSError: when they cannot be made
         """
+        self._directory.mkdir(mode=0o700, exist_ok=True)
         with contextlib.ExitStack() as stack:
             spools = {}
             for stream in STREAMS:

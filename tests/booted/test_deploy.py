@@ -20,8 +20,8 @@ BROKEN = {
         "peerd does not answer",
     ),
     "cannot open the database": (
-        "sed -i 's/self._database.connect()/raise OSError(5, \"on purpose\")/'"
-        " usr/lib/python3/dist-packages/peerd/registry.py",
+        "sed -i 's/self.peewee.connect()/raise OSError(5, \"on purpose\")/'"
+        " usr/lib/python3/dist-packages/peerd/database.py",
         "peerd.service is activating",
     ),
 }

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
+import resource
 import signal
 import socket
 import tempfile
@@ -454,6 +456,21 @@ def pipe() -> Iterator[tuple[int, int]]:
         for fd in ends:
             with contextlib.suppress(OSError):
                 os.close(fd)
+
+
+@contextlib.contextmanager
+def full() -> Iterator[None]:
+    """Nothing can be written to any file: as a full disk, but for the error (setrlimit(2))."""
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+        # The traceback of a failure has the statement, and that the file.
+        gc.collect()
 
 
 def frames(data: bytes) -> list[Frame]:

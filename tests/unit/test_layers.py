@@ -17,8 +17,8 @@ PURE = """
 """.split()
 IO = {"asyncio", "dbus_next", "peewee", "playhouse", "sdnotify", "selectors", "socket", "subprocess", "systemd"}
 EDGES = {
-    "dbus_next": {"systemd1", "scopes", "bus", "buslink", "busvalues", "polkit"},
-    "peewee": {"registry", "history"},
+    "dbus_next": {"systemd1", "scopes", "sleep", "bus", "buslink", "busvalues", "polkit"},
+    "peewee": {"database", "registry", "history"},
     "systemd": {"journal", "daemon", "fdstore"},
     "sdnotify": {"daemon"},
     "click": {"cli"},

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import random
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -12,7 +14,7 @@ import pytest
 
 from peerd import links
 from peerd.errors import Code, PeerdError
-from peerd.links import LeaderLink, Pool, receive_book
+from peerd.links import LeaderLink, Pauses, Pool, receive_book
 from peerd.peers import Peer
 from unit.support import LOCALHOST, FakePeers, Wire, linked, registration
 
@@ -389,6 +391,63 @@ def test_a_worker_tries_again_at_once_when_the_network_has_changed(monkeypatch: 
             assert await me.changes.get() == (True, "1 peers")
 
     asyncio.run(main())
+
+
+def test_a_connected_worker_sees_at_once_whether_its_leader_is_still_there(quick: None) -> None:
+    async def main() -> None:
+        async with FakePeers().serving() as peers, worker(peers, timeout=0.05) as me:
+            wire = await admit(peers, VPS)
+            assert (await me.changes.get())[0]
+            for _ in range(3):
+                me.link.wake()
+                await wire.link.expect("heartbeat")
+                await wire.link.send("heartbeat")
+            # The interval is a quarter of an hour: silence is noticed because it was asked for a sign of life.
+            me.link.wake()
+            await wire.link.expect("heartbeat")
+            assert not (await me.changes.get())[0]
+            assert "no answer in time" in me.link.unavailable().text
+            await admit(peers, VPS)
+            assert (await me.changes.get())[0]
+
+    asyncio.run(main())
+
+
+def test_changes_that_come_in_a_flood_are_one_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(links, "_FIRST_DELAY", 1000.0)
+
+    async def main() -> None:
+        async with FakePeers().serving() as peers, worker(peers) as me:
+            wire = await admit(peers, VPS)
+            await me.changes.get()
+            for _ in range(50):
+                me.link.wake()
+                await asyncio.sleep(0)
+            await wire.link.expect("heartbeat")
+            wire.link.post("peers", {"peers": [DESKTOP.to_wire()]})
+            wire.link.post("error", PeerdError(Code.NOT_LEADER, address=LOCALHOST).to_wire())
+            assert await me.changes.get() == (False, f"{LOCALHOST} is not the leader")
+            await wire.end()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("away", [0.0, 1.0, 30.0, 3600.0])
+def test_a_hundred_workers_are_back_within_seconds_and_do_not_arrive_together(
+    away: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(links, "random", random.Random(1))
+    arrivals = []
+    for _ in range(100):
+        # All lose the leader in the same moment, and an attempt before its return takes no time.
+        pauses, now = Pauses(), 0.0
+        while now <= away:
+            now += pauses.take()
+        arrivals.append(now - away)
+    assert max(arrivals) <= links._LONGEST_DELAY
+    tenths = Counter(int(arrival * 10) for arrival in arrivals)
+    # A restart in no time is the worst: the first pause is the shortest.
+    assert max(tenths.values()) <= {0.0: 70, 1.0: 30}.get(away, 12)
 
 
 def test_a_refused_registration_is_reported_as_the_leader_said_it() -> None:

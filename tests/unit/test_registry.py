@@ -241,24 +241,6 @@ def test_an_empty_file_becomes_a_database(path: Path) -> None:
         assert registry.peers() == [LAPTOP]
 
 
-def test_a_database_of_a_newer_peerd_is_refused_and_left_alone(path: Path) -> None:
-    with closing(sqlite3.connect(path)) as database:
-        database.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
-        database.execute("CREATE TABLE future (x)")
-        database.commit()
-    assert "newer" in refusal(path)
-    with closing(sqlite3.connect(path)) as database:
-        assert database.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION + 1,)
-        assert database.execute("SELECT name FROM sqlite_master").fetchall() == [("future",)]
-
-
-def test_a_file_that_is_no_database_is_refused_and_left_alone(path: Path) -> None:
-    path.write_bytes(b"not a database, but long enough to be taken for one " * 100)
-    before = path.read_bytes()
-    assert refusal(path)
-    assert path.read_bytes() == before
-
-
 def test_a_directory_that_is_not_there_is_said_to_be_so(tmp_path: Path) -> None:
     assert "No such file" in refusal(tmp_path / "missing" / "peerd.db")
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from peerd import __version__, links, membership, network
+from peerd import __version__, connection, links, membership, network
 from peerd.answer import Answer
 from peerd.apphost import AppHost
+from peerd.connection import Connection
 from peerd.errors import Code, Outcome, PeerdError
 from peerd.history import History
 from peerd.journal import Event
@@ -786,5 +789,40 @@ def test_everything_that_is_asked_for_reaches_the_target() -> None:
             wire.link.post("result", {"outcome": "exited", "exitStatus": 0})
             assert succeeded(await running)
             assert here.granted == [10]
+
+    asyncio.run(main())
+
+
+def test_a_peer_that_was_seen_before_the_clock_was_set_back_is_not_seen_in_the_future() -> None:
+    async def main() -> None:
+        ahead = time.time() + 1e6
+        async with machine(LEADER, succeed, replace(LAPTOP, first_seen=1.0, last_seen=ahead)) as here:
+            answer = await here.call("getPeerInfo", peer="laptop")
+            assert isinstance(answer.data, dict)
+            assert datetime.fromisoformat(str(answer.data["last_seen"])).timestamp() <= time.time()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("online", "error", "attempts"),
+    [(True, TimeoutError, 2), (False, TimeoutError, 1), (True, ConnectionRefusedError, 1)],
+)
+def test_a_peer_that_is_online_and_does_not_answer_is_asked_twice(
+    online: bool, error: type[OSError], attempts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    async def connect(address: str, *_: object) -> Connection:
+        asked.append(address)
+        raise error
+
+    monkeypatch.setattr(connection, "connect", connect)
+
+    async def main() -> None:
+        async with machine(LEADER, succeed, LAPTOP) as here:
+            here.node.book.put(replace(LAPTOP, is_online=online))
+            assert code(await here.call("execOnPeer", **EXEC)) is Code.CONNECT_FAILED
+            assert asked == [LAPTOP.ip_address] * attempts
 
     asyncio.run(main())

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from peerd.config import Config
-from peerd.errors import Code, PeerdError
+from peerd.journal import Event
 from peerd.messages import STREAMS
 from peerd.spool import Spool
 from peerd.storage import Quota, Storage
 from peerd.streams import OutputStream
-from unit.support import settings
+from unit.support import Journal, settings
 
 A, B, C = "a" * 16, "b" * 16, "c" * 16
 
@@ -83,11 +83,17 @@ def test_the_directory_is_its_owners_alone(disk: Disk) -> None:
     assert disk.directory.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_directory_that_cannot_be_used_is_said_to_be_so(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_used_is_said_to_be_so_and_tried_again(tmp_path: Path, records: Journal) -> None:
     (tmp_path / "jobs").touch()
-    with pytest.raises(PeerdError, match="cannot use the directory") as caught:
-        Storage(tmp_path / "jobs", settings)
-    assert caught.value.code is Code.INTERNAL
+    storage = Storage(tmp_path / "jobs", settings)
+    (record,) = records.of(Event.STATE_UNWRITABLE)
+    assert record.message.startswith(f"The directory {tmp_path / 'jobs'} cannot be used: ")
+    with pytest.raises(OSError, match="exists"):
+        storage.create(A)
+    (tmp_path / "jobs").unlink()
+    for spool in storage.create(A).values():
+        spool.close()
+    assert storage.has(A)
 
 
 def test_what_a_command_wrote_is_kept_while_it_runs_and_after(disk: Disk) -> None:

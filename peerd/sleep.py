@@ -1,0 +1,59 @@
+"""When this machine has slept, as logind tells where there is one (PrepareForSleep of org.freedesktop.login1(5))."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+
+from dbus_next import Message, MessageType
+from dbus_next.aio import MessageBus
+
+from peerd.journal import Event, log
+from peerd.systemd1 import CALL_TIMEOUT, SystemdError
+
+_DBUS = "org.freedesktop.DBus"
+_LOGIND = "org.freedesktop.login1"
+_PATH = "/org/freedesktop/login1"
+_MANAGER = "org.freedesktop.login1.Manager"
+_MEMBER = "PrepareForSleep"
+_RETRY_DELAY = 10.0
+
+
+class SleepWatch:
+    """Calls back when the machine wakes up.
+
+    :param connect: gives the connection to the system bus
+    """
+
+    def __init__(self, connect: Callable[[], Awaitable[MessageBus]], resumed: Callable[[], None]) -> None:
+        self._connect = connect
+        self._resumed = resumed
+        self._task = asyncio.create_task(self._run())
+
+    async def _run(self) -> None:
+        rule = f"type='signal',sender='{_LOGIND}',path='{_PATH}',interface='{_MANAGER}',member='{_MEMBER}'"
+        subscribe = Message(_DBUS, "/org/freedesktop/DBus", _DBUS, "AddMatch", signature="s", body=[rule])
+        while True:
+            with contextlib.suppress(SystemdError, OSError, EOFError):
+                bus = await self._connect()
+                bus.add_message_handler(self._on_message)
+                async with asyncio.timeout(CALL_TIMEOUT):
+                    await bus.call(subscribe)
+                # The connection is not this object's, nor is what says that it has ended.
+                await asyncio.shield(bus.wait_for_disconnect())
+            await asyncio.sleep(_RETRY_DELAY)
+
+    def _on_message(self, message: Message) -> None:
+        known = (MessageType.SIGNAL, _PATH, _MANAGER, _MEMBER)
+        if (message.message_type, message.path, message.interface, message.member) != known:
+            return
+        # True before the machine goes to sleep, False when it has woken up.
+        if message.body == [False]:
+            log(Event.RESUMED, "This machine has slept; connections are looked at")
+            self._resumed()
+
+    async def close(self) -> None:
+        """Stop watching."""
+        self._task.cancel()
+        await asyncio.wait((self._task,))

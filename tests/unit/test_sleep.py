@@ -1,0 +1,92 @@
+"""Waking up: the daemon is told by logind, again after the bus was away, and by nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from dbus_next import Message, MessageType
+
+from peerd import sleep
+from peerd.journal import Event
+from peerd.sleep import SleepWatch
+from peerd.systemd1 import SystemdError
+from unit.support import Journal
+
+PATH = "/org/freedesktop/login1"
+MANAGER = "org.freedesktop.login1.Manager"
+
+
+class Bus:
+    """Takes the system bus's place."""
+
+    def __init__(self) -> None:
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.rules: asyncio.Queue[str] = asyncio.Queue()
+        self.handlers: list[Any] = []
+
+    def add_message_handler(self, handler: Any) -> None:
+        self.handlers.append(handler)
+
+    async def call(self, message: Message) -> None:
+        assert message.member == "AddMatch"
+        self.rules.put_nowait(message.body[0])
+
+    async def wait_for_disconnect(self) -> None:
+        await self.ended
+
+    def say(self, body: object, path: str = PATH, member: str = "PrepareForSleep") -> None:
+        signal = Message(
+            path=path, interface=MANAGER, member=member, message_type=MessageType.SIGNAL, signature="b", body=[body]
+        )
+        for handler in self.handlers:
+            handler(signal)
+
+
+def test_it_calls_back_when_the_machine_wakes_up(records: Journal) -> None:
+    async def main() -> None:
+        bus, woken = Bus(), []
+
+        async def connect() -> Any:
+            return bus
+
+        watch = SleepWatch(connect, lambda: woken.append(True))
+        rule = await bus.rules.get()
+        assert "sender='org.freedesktop.login1'" in rule
+        bus.say(True)
+        bus.say(False, member="PrepareForShutdown")
+        bus.say(False, path="/org/freedesktop/systemd1")
+        assert not woken
+        bus.say(False)
+        assert woken == [True]
+        assert len(records.of(Event.RESUMED)) == 1
+        await watch.close()
+        bus.ended.set_result(None)
+
+    asyncio.run(main())
+
+
+def test_it_subscribes_again_after_the_bus_was_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sleep, "_RETRY_DELAY", 0.001)
+
+    async def main() -> None:
+        first, second, woken = Bus(), Bus(), []
+        answers: list[Bus | None] = [first, None, second]
+
+        async def connect() -> Any:
+            bus = answers.pop(0)
+            if bus is None:
+                raise SystemdError("no system bus")
+            return bus
+
+        watch = SleepWatch(connect, lambda: woken.append(True))
+        await first.rules.get()
+        first.ended.set_result(None)
+        await second.rules.get()
+        second.say(False)
+        assert woken == [True]
+        await watch.close()
+        second.ended.set_result(None)
+
+    asyncio.run(main())
