@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 from peerd import remote
@@ -32,17 +33,21 @@ class Deploy:
         building = session.resume is not None and session.resume.step == 2
         if not building:
             session.say(f"pull on {peer} (step 1 of 2)")
+            began = time.monotonic()
             answer = await self._execution.act(session, peer, Action.PULL, timeout)
             if answer.status:
                 status = f"pull ended with exit status {answer.status}"
                 session.say(f"Deploy on {peer} failed: {status}, build not started")
                 return answer
+            session.say(f"pull on {peer} done after {time.monotonic() - began:.1f} s")
             session.say(f"build on {peer} (step 2 of 2)")
+        began = time.monotonic()
         answer = await self._build(session, peer, timeout, not no_rollback)
         if answer.status:
             session.say(f"Deploy on {peer} failed: build ended with exit status {answer.status}")
-        else:
-            session.say(f"Deployed on {peer}")
+            return answer
+        session.say(f"build on {peer} done after {time.monotonic() - began:.1f} s")
+        session.say(f"Deployed on {peer}")
         return answer
 
     async def _build(self, session: Session, peer: str, timeout: float | None, rollback: bool) -> Answer:
