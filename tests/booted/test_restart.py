@@ -207,6 +207,21 @@ def test_a_job_and_who_waits_for_it_survive_restarts(lab: Lab) -> None:
     wait_for_peers(vps)
 
 
+@pytest.mark.parametrize("way", ["restart", "kill"])
+def test_a_caller_on_dbus_notices_nothing_of_a_restart_at_the_other_end(lab: Lab, way: str) -> None:
+    manager = "org.automatelinux.peerd1 /org/automatelinux/peerd1 org.automatelinux.peerd1.Manager"
+    wait = "rm -f on; mkfifo on; read x <on; echo hi; exit 5"
+    call = f"busctl --timeout=100 call {manager} ExecOnPeer 'sssa{{sv}}' vps /tmp '{wait}' 0"
+    with lab["desktop"].popen(call, stdout=subprocess.PIPE) as calling:
+        lab["vps"].wait_until("[ -p /tmp/on ]")
+        restart(lab["vps"], way)
+        lab["vps"].run("echo >/tmp/on", timeout=30)
+        assert calling.stdout
+        assert calling.stdout.read().split() == b'siayay "exited" 5 3 104 105 10 0'.split()
+        assert calling.wait(30) == 0
+    wait_for_peers(lab["vps"])
+
+
 def test_an_id_runs_once_across_a_restart(lab: Lab) -> None:
     vps = lab["vps"]
     vps.run("rm -f /root/ran")
