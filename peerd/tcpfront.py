@@ -206,6 +206,9 @@ class TcpFront(Front):
 
     async def _attach(self, link: Connection, peer: Peer, fields: Mapping[str, object]) -> None:
         exec_id = self._allowed(peer, fields)
+        job = self._executor.job(exec_id)
+        if not job.detached and job.caller != peer.peer_id:
+            raise PeerdError(Code.NOT_DETACHED, exec_id=exec_id)
         await self._attend(link, Caller(peer.peer_id), exec_id, messages.take_offsets(fields))
 
     async def _attend(self, link: Connection, caller: Caller, exec_id: str, offsets: Offsets) -> None:

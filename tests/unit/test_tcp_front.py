@@ -639,6 +639,35 @@ def test_a_worker_whose_leader_is_away_knows_nobody(records: Journal) -> None:
 JOB = Job(EXEC_ID, "vps", "laptop", "/tmp", "make", "root", True, 5)
 
 
+@pytest.mark.parametrize(("owner", "detached", "answer"), [("laptop", False, "result"), ("desktop", True, "result")])
+def test_a_peer_attaches_to_its_own_command_or_to_a_detached_one(
+    owner: str, detached: bool, answer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert attached(owner, detached, monkeypatch) == answer
+
+
+def test_a_peer_does_not_attach_to_what_another_one_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert attached("desktop", False, monkeypatch) == "not-detached"
+
+
+def attached(owner: str, detached: bool, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What laptop gets when it attaches to a command: the type of the answer, or the code of an error."""
+    job = replace(JOB, caller=owner, detached=detached, result=ExecResult(Outcome.EXITED, 3))
+    monkeypatch.setattr(FakeExecutor, "job", lambda self, exec_id: job)
+
+    async def attend(self: FakeExecutor, exec_id: str, session: Session, offsets: Offsets) -> ExecResult:
+        return ExecResult(Outcome.EXITED, 3)
+
+    monkeypatch.setattr(FakeExecutor, "attend", attend)
+
+    async def main() -> str:
+        async with served() as remote, greeted(remote) as wire:
+            frame = await wire.ask("attachJob", {"execId": EXEC_ID})
+            return str(frame.fields.get("code", frame.type))
+
+    return asyncio.run(main())
+
+
 class Jobs(FakeExecutor):
     """An executor with one job that runs until it is let go or cancelled."""
 
