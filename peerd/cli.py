@@ -180,5 +180,8 @@ def _explain(error: click.UsageError) -> str:
     message = error.format_message()
     if isinstance(error, click.NoSuchOption) and error.option_name == "--command":
         message = "No such option: --command. The command goes into --shellCmd."
+    if isinstance(error, click.MissingParameter):
+        # click would list choices on lines of their own.
+        message = " ".join(message.split())
     path = error.ctx.command_path if error.ctx else PROG
     return f"{PROG}: {message}\n  Help: {path} --help\n"

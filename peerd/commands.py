@@ -5,10 +5,11 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from peerd import validate
+from peerd.app import ALL, DEFAULT_PATTERN, MODES
 from peerd.config import SETTINGS
 from peerd.errors import Outcome
 
@@ -118,6 +119,10 @@ JOB_PEER = _peer("The peer where it runs, if its id alone does not find it.", Fa
 ENV = Option(
     "--env", "Set a variable for the command; may be repeated.", "NAME=VALUE", validate.assignment, multiple=True
 )
+APP = Option("--app", "The app, by its name (see listApps).", "APP", validate.app, True)
+ONE_MODE = Option("--mode", "dev, prod, or all that the app has.", "MODE", str, True, choices=(*MODES, ALL))
+ANY_MODE = replace(ONE_MODE, help="dev, prod, or all (all).", required=False)
+APP_PEER = _peer("The peer that has the app, if not this machine.", False)
 FROM = Option(
     "--address", "The address that it registers from, where its id is not enough.", "ADDRESS", validate.address
 )
@@ -194,6 +199,33 @@ COMMANDS: tuple[Command, ...] = (
         many=True,
         access=Access.READ_LOG,
     ),
+    Command("startApp", "Start an app, and wait until it runs.", (APP, ONE_MODE, APP_PEER)),
+    Command("stopApp", "Stop an app, and wait until it is gone.", (APP, ONE_MODE, APP_PEER)),
+    Command("restartApp", "Stop an app if it runs, then start it.", (APP, ONE_MODE, APP_PEER)),
+    Command("enableApp", "Have an app started at boot.", (APP, ONE_MODE, APP_PEER)),
+    Command("disableApp", "Have an app no longer started at boot.", (APP, ONE_MODE, APP_PEER)),
+    Command(
+        "appStatus",
+        "Show what systemd says of an app, or of all apps.",
+        (replace(APP, required=False), ANY_MODE, APP_PEER),
+        data=True,
+        columns=("app", "mode", "unit", "active", "sub", "enabled", "main_pid", "since"),
+        many=True,
+        access=Access.READ_LOG,
+    ),
+    Command("listApps", "List the registered apps.", (APP_PEER,), data=True, many=True, access=Access.READ_LOG),
+    Command(
+        "addApp",
+        "Register an app, or change what is registered of it.",
+        (
+            replace(APP, help="Its name."),
+            ANY_MODE,
+            Option("--unit", f"Its unit ({DEFAULT_PATTERN}).", "UNIT", validate.unit_pattern),
+            Option("--directory", "Where it lives; {app} and {mode} as in --unit.", "PATH", validate.app_directory),
+            APP_PEER,
+        ),
+    ),
+    Command("removeApp", "Forget an app; its units stay as they are.", (APP, ANY_MODE, APP_PEER)),
     Command(
         "setPeerConfig",
         "Set this machine's role, id and leader.",

@@ -17,6 +17,7 @@ import sdnotify
 from systemd import daemon as systemd
 
 from peerd import __version__, config
+from peerd.apphost import AppHost
 from peerd.bus import Bus
 from peerd.errors import PeerdError
 from peerd.executor import Executor
@@ -30,7 +31,9 @@ from peerd.scopes import ScopeManager
 from peerd.service import Service
 from peerd.sleep import SleepWatch
 from peerd.storage import Storage
+from peerd.systemd1 import Systemd
 from peerd.tcpfront import TcpFront
+from peerd.units import Units
 from peerd.unixfront import UnixFront
 
 CONFIG_FILE = Path("/etc/peerd/peerd.conf")
@@ -82,24 +85,25 @@ class Daemon:
         self._status_due: asyncio.TimerHandle | None = None
         self._registry = Registry(state / "peerd.db")
         self._history = History(state / "jobs.db")
-        self._scopes = ScopeManager()
+        self._systemd = Systemd()
 
         def current() -> config.Config:
             return self._settings
 
         self._node = Node(self._registry, current, self._changed)
         self._executor = Executor(
-            self._scopes,
+            ScopeManager(self._systemd),
             self._history,
             Storage(state / "jobs", current),
             current,
             lambda: self._node.peer_id,
             self._changed,
         )
-        service = Service(self._node, self._executor, self._registry, self._history, current)
+        apps = AppHost(self._registry, Units(self._systemd), lambda: self._node.peer_id)
+        service = Service(self._node, self._executor, self._registry, self._history, apps, current)
         self._fronts: dict[str, Front] = {
             "unix": UnixFront(self._node, service, current),
-            "tcp": TcpFront(self._node, self._executor, current),
+            "tcp": TcpFront(self._node, self._executor, apps, current),
         }
         self._bus = Bus(self._node, service, self._executor, current)
 
@@ -113,7 +117,7 @@ class Daemon:
         self._executor.start(self._kept)
         self._node.start()
         self._bus.start()
-        sleep = SleepWatch(self._scopes.connect, self._node.resumed)
+        sleep = SleepWatch(self._systemd.connect, self._node.resumed)
         # For the unix socket, too: start_unix_server of Python 3.13 would remove its file, which is systemd's.
         servers = [
             await asyncio.start_server(self._fronts[name].accept, sock=listener, limit=MAX_HEADER, backlog=_BACKLOG)
@@ -134,7 +138,7 @@ class Daemon:
         await self._node.close()
         await sleep.close()
         watchdog.cancel()
-        self._scopes.close()
+        self._systemd.close()
         self._history.close()
         self._registry.close()
 

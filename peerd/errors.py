@@ -7,7 +7,7 @@ here and nowhere else.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from peerd.validate import printable
@@ -55,6 +55,11 @@ class Code(enum.StrEnum):
     DUPLICATE = "duplicate"
     OUT_OF_MEMORY = "out-of-memory"
     TOO_MUCH_OUTPUT = "too-much-output"
+    NO_SUCH_APP = "no-such-app"
+    NO_SUCH_UNIT = "no-such-unit"
+    UNIT_FAILED = "unit-failed"
+    APP_NOT_WAITED = "app-not-waited"
+    APP_LOST = "app-lost"
     DENIED = "denied"
     UNKNOWN_PEER = "unknown-peer"
     ID_TAKEN = "id-taken"
@@ -186,6 +191,29 @@ KINDS: Mapping[Code, Kind] = {
     Code.TOO_MUCH_OUTPUT: Kind(
         "Output too large for a reply: {reason}", ("On the command line it has no limit: d execOnPeer",)
     ),
+    Code.NO_SUCH_APP: Kind(
+        "No such app on {peer}: {app}",
+        ("The apps there: d listApps --peer {peer}", "To register one: d addApp --peer {peer} --app NAME"),
+    ),
+    Code.NO_SUCH_UNIT: Kind(
+        "No such unit on {peer}: {unit}",
+        ("Install it there, then: systemctl daemon-reload", "Another unit for the app: d addApp --unit NAME"),
+    ),
+    Code.UNIT_FAILED: Kind(
+        "Failed to {name} {unit} on {peer}: {reason}",
+        ("More, on {peer}: systemctl status {unit}; journalctl -u {unit}",),
+    ),
+    Code.APP_NOT_WAITED: Kind(
+        "Stopped waiting for {app} on {peer}",
+        ("It goes on: d appStatus --peer {peer} --app {app}",),
+        Outcome.CANCELLED,
+        EXIT_CANCELLED,
+    ),
+    Code.APP_LOST: Kind(
+        "Lost connection to {peer} before it answered about {app}",
+        ("What became of it: d appStatus --peer {peer} --app {app}",),
+        Outcome.LOST,
+    ),
     Code.DENIED: Kind("Permission denied: {reason}", (), Outcome.DENIED),
     Code.UNKNOWN_PEER: Kind(
         "Permission denied: {address} is not a registered peer of {peer}",
@@ -277,21 +305,27 @@ _DEFAULTS = {
     "exec_id": "",
     "directory": "",
     "user": "",
+    "app": "",
+    "unit": "",
     "suggestion": "",
 }
 _MAX_DETAIL = 4096
+_MAX_LINES = 10
+_MAX_LINE = 500
 
 
 class PeerdError(Exception):
     """An error with a stable code.
 
     :param code: which kind of error it is
+    :param lines: what the program that failed wrote itself, which is shown in the same way; the last of them
     :param details: what the sentence and the hints of that kind name; values are shown with control
         characters escaped, so that text from another party cannot drive a terminal or forge a log line
     """
 
-    def __init__(self, code: Code, **details: object) -> None:
+    def __init__(self, code: Code, lines: Sequence[str] = (), /, **details: object) -> None:
         self.code = code
+        self.lines = [printable(line, _MAX_LINE) for line in lines[-_MAX_LINES:]]
         self.details = {key: printable(str(value), _MAX_DETAIL) for key, value in details.items()}
         super().__init__(self.sentence)
 
@@ -310,8 +344,9 @@ class PeerdError(Exception):
 
     @property
     def hints(self) -> list[str]:
-        """The lines that say what to do next; one that has nothing to say is left out."""
-        return [line for hint in self.kind.hints if (line := self._format(hint))]
+        """The lines that follow: what the program wrote, and what to do next, as far as there is something to say."""
+        advice = [line for hint in self.kind.hints if (line := self._format(hint))]
+        return [*(f"| {line}" for line in self.lines), *advice]
 
     @property
     def text(self) -> str:
@@ -320,7 +355,8 @@ class PeerdError(Exception):
 
     def to_wire(self) -> dict[str, object]:
         """The error as fields of a message."""
-        return {"code": self.code.value, "message": self.sentence, "details": self.details}
+        fields: dict[str, object] = {"code": self.code.value, "message": self.sentence, "details": self.details}
+        return {**fields, "lines": self.lines} if self.lines else fields
 
     @classmethod
     def from_wire(cls, fields: Mapping[str, object]) -> PeerdError:
@@ -329,8 +365,12 @@ class PeerdError(Exception):
         if code not in list(Code):
             return cls(Code.INTERNAL, reason=message if message and isinstance(message, str) else "unknown error")
         pairs = details.items() if isinstance(details, dict) else ()
+        given = fields.get("lines")
+        lines = [line for line in given[-_MAX_LINES:] if isinstance(line, str)] if isinstance(given, list) else ()
         return cls(
-            Code(str(code)), **{key: value for key, value in pairs if key in _DETAIL_NAMES and isinstance(value, str)}
+            Code(str(code)),
+            lines,
+            **{key: value for key, value in pairs if key in _DETAIL_NAMES and isinstance(value, str)},
         )
 
 

@@ -7,6 +7,7 @@ import os
 from dataclasses import replace
 
 from peerd import policy
+from peerd.app import AppRequest
 from peerd.errors import Code, PeerdError
 from peerd.job import Job
 from peerd.journal import Event, log
@@ -113,6 +114,27 @@ def attend(rules: Policy, job: Job, peer: str, name: str) -> None:
             exec_id=job.exec_id,
             peer=peer,
             caller=peer,
+            reason=decision.reason,
+        )
+        raise PeerdError(Code.DENIED, reason=f"{name} does not allow this")
+
+
+def entrust(rules: Policy, request: AppRequest, peer: str, name: str) -> None:
+    """Whether a peer may look after the apps of this machine.
+
+    :param name: the id of this machine
+    :raises PeerdError: DENIED, without the reason, which is in the journal
+    """
+    decision = policy.decide_apps(rules, peer)
+    if not decision.allowed:
+        log(
+            Event.APP_DENIED,
+            f"{request.command} {request.app or 'of all apps'} denied to {peer}: {decision.reason}",
+            app=request.app,
+            mode=request.mode,
+            peer=peer,
+            caller=peer,
+            command=request.command.value,
             reason=decision.reason,
         )
         raise PeerdError(Code.DENIED, reason=f"{name} does not allow this")

@@ -108,7 +108,7 @@ class Jobs:
         if peer == self._node.peer_id:
             return await self._executor.attend(job, session, offsets)
         other = await self._execution.remote(peer, job, session, begun, patience)
-        result = await _unless_cancelled(session, other.attach(offsets, begun))
+        result = await unless_cancelled(session, other.attach(offsets, begun))
         self._learn(job, result)
         return result
 
@@ -179,7 +179,7 @@ class Jobs:
 
         :raises PeerdError: NO_SUCH_JOB; CANCELLED where the caller has waited enough
         """
-        answer = await _unless_cancelled(session, self.request(type_, job, await self._locate(job, peer)))
+        answer = await unless_cancelled(session, self.request(type_, job, await self._locate(job, peer)))
         if answer is None:
             raise PeerdError(Code.NOT_WAITED, exec_id=job)
         self._learn(answer.exec_id, answer.result)
@@ -263,7 +263,7 @@ async def _each(peers: Iterable[Peer], ask: Callable[[Peer], Awaitable[T]]) -> l
     return await asyncio.gather(*(one(peer) for peer in peers))
 
 
-async def _unless_cancelled(session: Session, work: Coroutine[Any, Any, T]) -> T | None:
+async def unless_cancelled(session: Session, work: Coroutine[Any, Any, T]) -> T | None:
     """The result of this work; None where the caller took it back before."""
     working = asyncio.create_task(work)
     waits = [asyncio.create_task(event.wait()) for event in (session.cancel, session.gone)]

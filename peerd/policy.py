@@ -150,6 +150,19 @@ def decide_job(policy: Policy, peer: str, owner: str) -> Decision:
     return Decision(False, f"it is the command of {owner}, and no rule allows {peer} everything")
 
 
+def decide_apps(policy: Policy, peer: str) -> Decision:
+    """Whether a peer may look after the apps of this machine: where it may run anything as root."""
+    if not policy.accept:
+        return Decision(False, "accept-exec is no")
+    if not policy.rules:
+        return Decision(True, "no rule limits registered peers")
+    for rule in policy.rules:
+        as_root = rule.users is None or "root" in rule.users or ANYBODY in rule.users
+        if as_root and replace(rule, users=None, max_timeout=None).unlimited and policy.includes(rule.peers, peer):
+            return Decision(True, f"[allow {rule.name}] allows it everything as root", rule.name)
+    return Decision(False, f"no rule allows {peer} everything as root")
+
+
 def decide_registry(policy: Policy, peer: str) -> Decision:
     """Whether a peer may delete, approve or reject peers in this leader's registry."""
     if policy.includes(policy.registry_admins, peer):

@@ -1,4 +1,4 @@
-"""What outlives a restart: this machine's role and, on the leader, the peers; in SQLite through peewee."""
+"""What outlives a restart: this machine's role, its apps and, on the leader, the peers; in SQLite through peewee."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any
 
 import peewee
 
+from peerd.app import App
 from peerd.database import Database
 from peerd.peers import Peer, State
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Kept in the database as PRAGMA user_version (sqlite.org/pragma.html)."""
 
 
@@ -68,9 +69,25 @@ class Registry:
             state = peewee.TextField()
             Meta = type("Meta", (), {"database": self._database, "table_name": "peer_claim"})
 
+        class AppRow(peewee.Model):  # type: ignore[misc]
+            name = peewee.TextField()
+            mode = peewee.TextField()
+            unit = peewee.TextField()
+            directory = peewee.TextField()
+            Meta = type(
+                "Meta",
+                (),
+                {
+                    "database": self._database,
+                    "table_name": "app",
+                    "primary_key": peewee.CompositeKey("name", "mode"),
+                },
+            )
+
         self._settings: Any = Setting
         self._peers: Any = PeerRow
         self._claims: Any = ClaimRow
+        self._apps: Any = AppRow
         self._store.open()
         self._store.owner = self.identity().peer_id or self._store.owner
 
@@ -79,6 +96,8 @@ class Registry:
             self._database.create_tables([self._settings, self._peers])
         if version < 2:
             self._database.create_tables([self._claims])
+        if version < 3:
+            self._database.create_tables([self._apps])
 
     @contextlib.contextmanager
     def changing(self) -> Iterator[None]:
@@ -142,6 +161,23 @@ class Registry:
     def back_up(self) -> None:
         """Make a backup, if there is something new or the last one is old."""
         self._store.back_up()
+
+    def apps(self) -> list[App]:
+        """The apps of this machine, in the order of their names and modes."""
+        return [App(**row) for row in self._apps.select().order_by(self._apps.name, self._apps.mode).dicts()]
+
+    def store_apps(self, apps: Iterable[App]) -> None:
+        """Insert or replace these modes of apps."""
+        with self._store.writing():
+            for app in apps:
+                self._apps.replace(**asdict(app)).execute()
+
+    def forget_apps(self, apps: Iterable[App]) -> None:
+        """Delete these modes of apps."""
+        rows = self._apps
+        with self._store.writing():
+            for app in apps:
+                rows.delete().where(rows.name == app.name, rows.mode == app.mode).execute()
 
     def close(self) -> None:
         """Close the database."""

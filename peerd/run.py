@@ -20,11 +20,12 @@ from peerd.handles import Handles, Start
 from peerd.job import Job
 from peerd.journal import Event, log
 from peerd.messages import ExecRequest, ExecResult
-from peerd.scopes import Figures, Limits, ScopeError, ScopeManager
+from peerd.scopes import Figures, Limits, ScopeManager
 from peerd.session import Caller
 from peerd.spawning import Spawner
 from peerd.spool import Spool
 from peerd.streams import Input, Output, Room
+from peerd.systemd1 import SystemdError
 
 _MAX_REPORT = 4096
 _USEC = 1_000_000
@@ -169,7 +170,7 @@ class Run:
         """End what is left of the tree."""
         try:
             await self._scopes.stop(self._start.scope)
-        except ScopeError as error:
+        except SystemdError as error:
             log(Event.INTERNAL_ERROR, f"{self._start.scope}: {error}", exec_id=self.request.exec_id)
             scopes.kill(self._start.scope)
 
@@ -280,7 +281,7 @@ async def launch(
             ours.close(forget=True)
             for spool in ours.spools.values():
                 spool.close()
-        if isinstance(error, (OSError, EOFError, ScopeError)):
+        if isinstance(error, (OSError, EOFError, SystemdError)):
             raise PeerdError(Code.START_FAILED, peer=name, reason=str(error)) from None
         raise
     log(

@@ -7,6 +7,8 @@ from typing import Any
 
 from peerd import __version__
 from peerd.answer import Answer
+from peerd.apphost import AppHost
+from peerd.apps import Apps
 from peerd.commands import BY_NAME, COMMANDS, snake_case
 from peerd.config import Config
 from peerd.deploy import Deploy
@@ -30,7 +32,13 @@ class Service:
     """
 
     def __init__(
-        self, node: Node, executor: Executor, registry: Registry, past: History, config: Callable[[], Config]
+        self,
+        node: Node,
+        executor: Executor,
+        registry: Registry,
+        past: History,
+        apps: AppHost,
+        config: Callable[[], Config],
     ) -> None:
         execution = Execution(node, executor, past, config)
         jobs = Jobs(node, executor, past, execution, config)
@@ -39,6 +47,7 @@ class Service:
             execution,
             jobs,
             Deploy(node, execution, jobs),
+            Apps(node, apps, config),
             Membership(node, executor, registry, config),
             Trust(node, config),
             Logs(node),

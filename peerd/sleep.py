@@ -10,7 +10,7 @@ from dbus_next import Message, MessageType
 from dbus_next.aio import MessageBus
 
 from peerd.journal import Event, log
-from peerd.scopes import CALL_TIMEOUT, ScopeError
+from peerd.systemd1 import CALL_TIMEOUT, SystemdError
 
 _DBUS = "org.freedesktop.DBus"
 _LOGIND = "org.freedesktop.login1"
@@ -35,7 +35,7 @@ class SleepWatch:
         rule = f"type='signal',sender='{_LOGIND}',path='{_PATH}',interface='{_MANAGER}',member='{_MEMBER}'"
         subscribe = Message(_DBUS, "/org/freedesktop/DBus", _DBUS, "AddMatch", signature="s", body=[rule])
         while True:
-            with contextlib.suppress(ScopeError, OSError, EOFError):
+            with contextlib.suppress(SystemdError, OSError, EOFError):
                 bus = await self._connect()
                 bus.add_message_handler(self._on_message)
                 async with asyncio.timeout(CALL_TIMEOUT):

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, TypeVar
 
 from peerd import guard, jobs, messages, network, policy, validate
+from peerd.app import AppRequest, answer_to_wire
+from peerd.apphost import AppHost
 from peerd.config import Config, Mode
 from peerd.connection import Connection
 from peerd.errors import Code, PeerdError
@@ -22,6 +25,7 @@ from peerd.protocol import Frame
 from peerd.records import Query
 from peerd.session import Caller, Session
 
+T = TypeVar("T")
 _IDLE_LIMIT = 300.0
 _STRANGER_LIMIT = 10.0
 """Seconds for a connection to say something that only a peer may."""
@@ -31,9 +35,10 @@ _OF_A_STRANGER = 16
 class TcpFront(Front):
     """Serves other peers. A peer is the address that its connection comes from, through the VPN's interface."""
 
-    def __init__(self, node: Node, executor: Executor, config: Callable[[], Config]) -> None:
+    def __init__(self, node: Node, executor: Executor, apps: AppHost, config: Callable[[], Config]) -> None:
         super().__init__(node, config)
         self._executor = executor
+        self._apps = apps
         self._reader = Reader()
         self._of: Counter[str] = Counter()
 
@@ -138,6 +143,8 @@ class TcpFront(Front):
                 await jobs.tell(
                     link, [job for job in every if policy.decide_job(rules, peer.peer_id, job.caller).allowed]
                 )
+            case "appRequest":
+                await self._serve_app(link, peer, AppRequest.from_wire(frame.fields))
             case "getLog":
                 await self._send_log(link, peer, Query.from_wire(frame.fields))
             case "getPeerInfo":
@@ -224,16 +231,28 @@ class TcpFront(Front):
     async def _job(self, link: Connection, peer: Peer, type_: str, fields: Mapping[str, object]) -> None:
         exec_id = self._allowed(peer, fields)
         async with Conversation(link) as talk:
-            work = asyncio.create_task(jobs.answer(self._executor, type_, exec_id))
-            gone = asyncio.create_task(talk.gone.wait())
-            try:
-                await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
-                if gone.done():
-                    raise ConnectionError("the caller is gone")
-                job = work.result()
-            finally:
-                work.cancel()
-                gone.cancel()
-                await asyncio.wait((work, gone))
+            job = await _while_there(talk, jobs.answer(self._executor, type_, exec_id))
         # Only now: what comes after the answer is the next request, and not said during this one.
         await link.send("reply", {"job": job.to_wire()})
+
+    async def _serve_app(self, link: Connection, peer: Peer, request: AppRequest) -> None:
+        guard.entrust(self._config().policy, request, peer.peer_id, self._node.peer_id)
+        notes: list[str] = []
+        async with Conversation(link) as talk:
+            answer = await _while_there(talk, self._apps.do(request, Caller(peer.peer_id), notes.append))
+        await link.send("reply", answer_to_wire(answer, notes))
+
+
+async def _while_there(talk: Conversation, work: Coroutine[Any, Any, T]) -> T:
+    """The result of this work, unless the caller goes before."""
+    working = asyncio.create_task(work)
+    gone = asyncio.create_task(talk.gone.wait())
+    try:
+        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
+        if gone.done():
+            raise ConnectionError("the caller is gone")
+        return working.result()
+    finally:
+        working.cancel()
+        gone.cancel()
+        await asyncio.wait((working, gone))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import math
+import posixpath
 import re
 import time
 
@@ -16,6 +17,8 @@ MAX_COMMAND = 128 * 1024 - 1
 """Bytes in one argument: MAX_ARG_STRLEN of execve(2) is 32 pages, with the final NUL."""
 MAX_ARGUMENTS = 4096
 MAX_VARIABLES = 256
+MAX_UNIT = 255
+"""Bytes in the name of a unit (systemd.unit(5)), and in the directory of an app."""
 MAX_PATH = 4095
 """Bytes in a path: PATH_MAX of limits.h is 4096, with the final NUL."""
 MAX_LINES = 10_000
@@ -28,6 +31,8 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
 _SIZE = re.compile(r"([0-9]{1,18})([KMGT]?)")
 _PERCENT = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)%?")
 _AGO = re.compile(r"-?([0-9]{1,9})([smhd])")
+_APP = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+_UNIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9:_.-]*(?:@[A-Za-z0-9:_.-]+)?\.(?:service|socket|target|timer|path)")
 _EXEC_ID = re.compile(r"[0-9a-f]{16,32}")
 _MAC = re.compile(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}")
 
@@ -104,6 +109,41 @@ def directory(value: object) -> str:
     text = string(value, "directory", MAX_PATH)
     if not text.startswith("/"):
         raise ValueError(f"directory must be an absolute path: {shown(text)}")
+    return text
+
+
+def app(value: object) -> str:
+    """The name of an app: what may be part of a unit's name."""
+    if not isinstance(value, str) or not _APP.fullmatch(value):
+        raise ValueError(
+            f"not a valid name of an app: {shown(value)} "
+            "(a letter or digit, then letters, digits, '.', '-' or '_'; at most 63)"
+        )
+    return value
+
+
+def unit(value: object) -> str:
+    """The name of a unit that can be started: a service, socket, target, timer or path (systemd.unit(5))."""
+    if not isinstance(value, str) or not _UNIT.fullmatch(value) or len(value) > MAX_UNIT:
+        raise ValueError(f"not the name of a unit: {shown(value)} (for example cad-prod.service)")
+    return value
+
+
+def unit_pattern(value: object) -> str:
+    """The name of a unit in which {app} and {mode} stand for the two."""
+    text = string(value, "unit", MAX_UNIT)
+    try:
+        unit(text.replace("{app}", "a").replace("{mode}", "m"))
+    except ValueError:
+        raise ValueError(f"not the name of a unit: {shown(value)} (for example {{app}}-{{mode}}.service)") from None
+    return text
+
+
+def app_directory(value: object) -> str:
+    """The directory of an app, in its shortest spelling; {app} and {mode} stand for the two."""
+    text = directory(string(value, "directory", MAX_UNIT))
+    if text != posixpath.normpath(text) or text.startswith("//") or not text.isprintable():
+        raise ValueError(f"directory must be without '.', '..', '//' and a slash at its end: {shown(text)}")
     return text
 
 

@@ -226,6 +226,24 @@ class Tour:
         self.show(self.laptop, "pgrep -f 'sleep 100[1-4]'", status=1)
         self.show(self.laptop, f"{scopes} | wc -l", out=r"\A0\n\Z")
 
+    def apps(self) -> None:
+        """Units of systemd by the names of apps, here and on a peer."""
+        self.title("An app: started, shown and stopped, here and on a peer, or from within a command there")
+        unit = "[Service]\nWorkingDirectory=/opt\nExecStart=sleep infinity\n[Install]\nWantedBy=multi-user.target\n"
+        self.desktop.write("/etc/systemd/system/cad-prod.service", unit)
+        self.desktop.run("systemctl daemon-reload")
+        self.show(self.desktop, "d addApp --app cad --mode prod --directory /opt", out="cad-prod.service")
+        self.show(self.desktop, "d enableApp --app cad --mode prod", out="^Enabled cad-prod.service on desktop$")
+        start = "d startApp --app cad --mode prod"
+        self.show(self.laptop, f"{start} --peer desktop", out="^Started cad-prod.service on desktop$")
+        shown = ['"active": "active"', '"enabled": "enabled"', '"directory": "/opt"']
+        self.show(self.laptop, "d appStatus --app cad --peer desktop", out=shown)
+        self.show(self.vps, "d listApps --peer desktop | jq -c '.[] | [.app, .mode]'", out=r'^\["cad","prod"\]$')
+        self.show(self.laptop, "d stopApp --app cad --mode all --peer desktop", out="^Stopped cad-prod.service")
+        inside = f'd execOnPeer --peer desktop --directory / --shellCmd "{start}"'
+        self.show(self.vps, inside, out="^Started cad-prod.service on desktop$")
+        self.show(self.desktop, "systemctl is-active cad-prod.service", out="^active$")
+
     def nesting(self) -> None:
         """d in a remote command, back to the machine that asked."""
         self.title("A d command inside a remote command, to the machine that asked")
@@ -282,6 +300,7 @@ class Tour:
         self.execute()
         self.deploy()
         self.failures()
+        self.apps()
         self.nesting()
         self.journal()
         self.absences()

@@ -26,10 +26,11 @@ from peerd.journal import Event
 from peerd.messages import ExecRequest, ExecResult, Offsets, Registration
 from peerd.protocol import Decoder, Frame
 from peerd.run import Run
-from peerd.scopes import Limits, ScopeError, ScopeManager
+from peerd.scopes import Limits, ScopeManager
 from peerd.session import Caller, ConfirmingSink, Delivery, Session, Sink
 from peerd.stdin import Stdin
 from peerd.storage import Storage
+from peerd.systemd1 import Systemd, SystemdError
 
 LOCALHOST = "127.0.0.1"
 IP_PKTINFO = 8
@@ -319,7 +320,7 @@ class FakeScopes(ScopeManager):
     all_gates: ClassVar[dict[str, int]] = {}
 
     def __init__(self, refuse: str = "") -> None:
-        super().__init__()
+        super().__init__(Systemd())
         self.calls: list[tuple[str, str]] = []
         self.timeouts: list[tuple[float, float]] = []
         self.gates: dict[str, int] = {}
@@ -335,12 +336,12 @@ class FakeScopes(ScopeManager):
         self.gates[name] = self.all_gates[name] = pid
         self._grace = grace
         if self.refuse:
-            raise ScopeError(self.refuse)
+            raise SystemdError(self.refuse)
 
     async def stop(self, name: str) -> None:
         self.calls.append(("stop", name))
         if self.refuse_stop:
-            raise ScopeError(self.refuse_stop)
+            raise SystemdError(self.refuse_stop)
         held = []
         for pid in self.members(name):
             with contextlib.suppress(ProcessLookupError):

@@ -135,7 +135,7 @@ def test_the_version_is_asked_for_as_a_command_or_an_option(argv: list[str]) -> 
     ids=lambda value: value if isinstance(value, str) else value.name,
 )
 def test_a_missing_option_is_named(command: Command, option: str) -> None:
-    values = {"--peer": "vps", "--directory": "/", "--shellCmd": "true"}
+    values = {"--peer": "vps", "--directory": "/", "--shellCmd": "true", "--app": "cad", "--mode": "prod"}
     given_ = [
         part
         for other in command.options

@@ -7,6 +7,7 @@ import keyword
 
 import pytest
 
+from peerd.apps import Apps
 from peerd.commands import BY_NAME, COMMANDS, Command, snake_case
 from peerd.deploy import Deploy
 from peerd.errors import KINDS, Code
@@ -24,7 +25,7 @@ SEED = (
 SERVED = [command for command in COMMANDS if command.name != "help"]
 METHODS = {
     name: method
-    for part in (Service, Execution, Jobs, Deploy, Logs, Membership, Trust)
+    for part in (Service, Execution, Jobs, Apps, Deploy, Logs, Membership, Trust)
     for name, method in vars(part).items()
     if name.startswith("do_")
 }

@@ -215,6 +215,19 @@ def test_any_fields_make_an_error_that_can_be_shown(fields: dict[str, object]) -
     assert error.kind.exit_status
 
 
+def test_what_a_program_wrote_follows_the_sentence_and_survives_the_wire() -> None:
+    error = PeerdError(Code.UNIT_FAILED, [f"line {number}\x1b[0m\n" for number in range(30)], unit="x.service")
+    assert error.hints[0] == r"| line 20\x1b[0m\n"
+    assert len(error.hints) == 10 + len(error.kind.hints)
+    assert PeerdError.from_wire(error.to_wire()).text == error.text
+    assert len(PeerdError(Code.UNIT_FAILED, ["x" * 10_000]).hints[0]) < 600
+
+
+@pytest.mark.parametrize("lines", ["x", {}, [1, None, []], [], None], ids=brief)
+def test_lines_that_are_none_are_left_out(lines: object) -> None:
+    assert PeerdError.from_wire({"code": "unit-failed", "lines": lines}).lines == []
+
+
 @pytest.mark.parametrize("fields", [{"code": "x"}, {"code": "x", "message": None}, {"code": "x", "message": ""}])
 def test_an_unknown_error_without_a_message_still_says_something(fields: dict[str, object]) -> None:
     assert PeerdError.from_wire(fields).sentence == "Internal error: unknown error"

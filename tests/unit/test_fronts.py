@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from peerd import __version__, network
+from peerd.apphost import AppHost
 from peerd.errors import Code, Outcome, PeerdError
 from peerd.history import History
 from peerd.journal import Event
@@ -24,7 +25,9 @@ from peerd.protocol import PROTOCOL_VERSION, Frame
 from peerd.registry import Identity, Registry
 from peerd.service import Service
 from peerd.session import Caller, Sink
+from peerd.units import Units
 from peerd.unixfront import UnixFront
+from unit.fake_systemd import FakeSystemd
 from unit.support import FakeExecutor, Journal, Script, Wire, dialled, settings, unix_server
 
 USER = pwd.getpwuid(os.getuid()).pw_name
@@ -63,7 +66,8 @@ async def served(
     node.start()
     executor = FakeExecutor(script)
     past = History(":memory:")
-    front = UnixFront(node, Service(node, executor, registry, past, lambda: config), lambda: config)
+    apps = AppHost(registry, Units(FakeSystemd()), lambda: node.peer_id)
+    front = UnixFront(node, Service(node, executor, registry, past, apps, lambda: config), lambda: config)
     try:
         async with unix_server(front.accept, directory / "peerd.sock") as path:
             yield Local(path, executor, front)

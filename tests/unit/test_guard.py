@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from peerd import guard
+from peerd.app import AppCommand, AppRequest
 from peerd.errors import Code, Outcome, PeerdError
 from peerd.journal import Event
 from peerd.messages import ExecRequest, ExecResult, RegistryAction
@@ -163,3 +164,15 @@ def test_the_leaders_consent_is_needed_to_change_its_registry(records: Journal) 
     assert str(caught.value) == "Permission denied: the leader does not allow this"
     (record,) = records.of(Event.REGISTRY_DENIED)
     assert [record.text(name) for name in ("peer", "caller")] == ["nas", "laptop"]
+
+
+def test_apps_are_entrusted_to_who_may_run_everything(records: Journal) -> None:
+    request_ = AppRequest(AppCommand.STOP, "cad", "prod")
+    guard.entrust(Policy(), request_, "laptop", "vps")
+    guard.entrust(rule(), request_, "laptop", "vps")
+    with pytest.raises(PeerdError) as caught:
+        guard.entrust(rule(users=("ann",)), request_, "laptop", "vps")
+    assert str(caught.value) == "Permission denied: vps does not allow this"
+    (record,) = records.of(Event.APP_DENIED)
+    assert record.message == "stopApp cad denied to laptop: no rule allows laptop everything as root"
+    assert [record.text(name) for name in ("app", "mode", "peer", "command")] == ["cad", "prod", "laptop", "stopApp"]

@@ -13,6 +13,7 @@ import pytest
 
 from peerd import history, jobs, network, remote, scopes
 from peerd.answer import Answer
+from peerd.apphost import AppHost
 from peerd.errors import Code, Outcome, PeerdError
 from peerd.executor import Executor
 from peerd.history import History
@@ -25,6 +26,8 @@ from peerd.service import Service
 from peerd.session import Caller, ConfirmingSink, Delivery, Resume, Session
 from peerd.stdin import Stdin
 from peerd.storage import Storage
+from peerd.units import Units
+from unit.fake_systemd import FakeSystemd
 from unit.support import EXEC_ID, FakePeers, FakeScopes, Heard, Wire, settings
 
 LAPTOP = Peer("laptop", "127.0.0.4", is_online=True)
@@ -107,7 +110,8 @@ async def machine(tmp_path: Path, *known: Peer, **changes: Any) -> AsyncIterator
         past = History(":memory:")
         storage = Storage(tmp_path / "jobs", lambda: config)
         executor = Executor(FakeScopes(), past, storage, lambda: config, lambda: "vps", lambda: None)
-        here = Here(Service(node, executor, registry, past, lambda: config), executor, past, peers, node)
+        apps = AppHost(registry, Units(FakeSystemd()), lambda: "vps")
+        here = Here(Service(node, executor, registry, past, apps, lambda: config), executor, past, peers, node)
         try:
             yield here
         finally:

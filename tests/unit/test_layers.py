@@ -12,11 +12,12 @@ import peerd
 
 SOURCES = {path.stem: path for path in Path(peerd.__file__).parent.glob("*.py") if path.stem != "__init__"}
 PURE = """
-    busapi claims cli commands config errors job messages parameters peers policy protocol records render validate
+    answer app busapi claims cli commands config errors job messages parameters peers policy protocol records render
+    validate
 """.split()
 IO = {"asyncio", "dbus_next", "peewee", "playhouse", "sdnotify", "selectors", "socket", "subprocess", "systemd"}
 EDGES = {
-    "dbus_next": {"scopes", "sleep", "bus", "buslink", "busvalues", "polkit"},
+    "dbus_next": {"systemd1", "scopes", "sleep", "bus", "buslink", "busvalues", "polkit"},
     "peewee": {"database", "registry", "history"},
     "systemd": {"journal", "daemon", "fdstore"},
     "sdnotify": {"daemon"},

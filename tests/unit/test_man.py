@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from peerd import (
+    app,
     bus,
     busapi,
     cli,
@@ -34,6 +35,7 @@ from peerd import (
     protocol,
     records,
     tcpfront,
+    units,
     validate,
 )
 from peerd.busapi import INTERFACES, Arguments
@@ -112,7 +114,7 @@ BY_IP = Page("getPeerIdByIp.1")
 ALL = (D, PEERD, CONF, WIRE, BUS, BY_IP)
 
 
-_WORDS = {2.5: "two and a half"}
+_WORDS = {1: "a second", 2.5: "two and a half", 4: "four"}
 
 
 def _words(line: str) -> list[str]:
@@ -221,6 +223,13 @@ def test_fields_of_data_stand_in_their_order() -> None:
     assert [name for (name,) in D.part(".Ss Fields of getPeerStatus").items(r"Va (\w+)")] == status
     check = {name for _, name in _keys(_function("membership", "do_db_sanity_check"))}
     assert {"role", "issues_found", "actions", "message"} <= check & set(D.part(".Ss Commands").arguments("Va"))
+
+
+def test_fields_of_apps_stand_in_their_order() -> None:
+    items = D.part(".Ss Fields of listApps and appStatus").items(r"Va (\w+)")
+    assert tuple(name for (name,) in items) == app.SHOWN
+    assert app.SHOWN[: len(app.LISTED)] == app.LISTED
+    assert f"has the first {_WORDS[len(app.LISTED)]} fields" in D.text
 
 
 def test_exit_statuses() -> None:
@@ -415,6 +424,11 @@ def test_outcomes_stand_in_the_order_of_the_table() -> None:
         (WIRE, f"the last {executor._REMEMBERED} ids"),
         (WIRE, f"a window of {messages.WINDOW} bytes"),
         (WIRE, f"at most {jobs.MAX_JOBS}"),
+        (WIRE, f"null or a list of at most {app.MAX_APPS} objects"),
+        (WIRE, f"is a list of at most {app._MAX_NOTES} sentences"),
+        (WIRE, f"at most {validate.MAX_UNIT} bytes each"),
+        (WIRE, f"a list of at most {errors._MAX_LINES} strings"),
+        (D, f"is watched for {_WORDS[units._WATCH]};"),
         (WIRE, f"cut after {job.MAX_SHOWN_COMMAND} characters"),
         (WIRE, f"for {fronts._HELLO_LIMIT:g} seconds"),
         (WIRE, f"for {tcpfront._IDLE_LIMIT:g} seconds"),

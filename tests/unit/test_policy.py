@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peerd.policy import Policy, Question, Rule, decide, decide_job, decide_registry
+from peerd.policy import Policy, Question, Rule, decide, decide_apps, decide_job, decide_registry
 
 GROUPS = {"servers": ("vps", "nas")}
 ASKED = Question("laptop", "root", "/srv/app", "git pull", timeout=30.0)
@@ -206,6 +206,29 @@ def test_a_peer_may_look_after_its_own_commands_and_after_all_where_it_may_do_ev
     decision = decide_job(policy(*rules), "laptop", owner)
     assert decision.allowed is allows
     assert decision.reason
+
+
+@pytest.mark.parametrize(
+    ("rules", "allows"),
+    [
+        ((), True),
+        ((Rule("r", ("laptop",)),), True),
+        ((Rule("r", ("*",), users=("root",)),), True),
+        ((Rule("r", ("*",), users=("ann", "*"), max_timeout=60.0),), True),
+        ((Rule("r", ("vps",)), Rule("s", ("laptop",))), True),
+        ((Rule("r", ("vps",)),), False),
+        ((Rule("r", ("*",), users=("ann",)),), False),
+        ((Rule("r", ("*",), directories=("/",)),), False),
+        ((Rule("r", ("*",), shell_commands=("*",)),), False),
+        ((Rule("r", ("*",), actions=("pull",)),), False),
+        ((Rule("r", ("*",), variables=()),), False),
+    ],
+)
+def test_apps_are_for_who_may_run_anything_as_root(rules: tuple[Rule, ...], allows: bool) -> None:
+    decision = decide_apps(policy(*rules), "laptop")
+    assert decision.allowed is allows
+    assert decision.reason
+    assert not decide_apps(replace(policy(*rules), accept=False), "laptop").allowed
 
 
 def test_directories_can_be_resolved_before_they_are_compared() -> None:

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from peerd.app import App
 from peerd.errors import Code, PeerdError
 from peerd.peers import Peer, State
 from peerd.registry import SCHEMA_VERSION, Identity, Registry
 
 LAPTOP = Peer("laptop", "10.0.0.4", "02:00:00:00:00:04", "laptop-host", "0.1.0", "key", 100.25, 200.5)
+CAD = App("cad", "prod", "cad-prod.service", "/opt/cad")
 CLAIM = Peer("nas", "10.0.0.9", "", "nas-host", "0.1.0", "key-9", 1.0, 2.0, state=State.PENDING)
 DESKTOP = Peer("desktop", "10.0.0.2", first_seen=1.0, last_seen=2.0)
 
@@ -148,7 +150,7 @@ def test_a_new_database_has_the_present_schema(path: Path) -> None:
     with closing(sqlite3.connect(path)) as database:
         assert database.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
         tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    assert tables == {"setting", "peer_registry", "peer_claim"}
+    assert tables == {"setting", "peer_registry", "peer_claim", "app"}
 
 
 VERSION_1 = """
@@ -172,10 +174,52 @@ def test_a_database_of_the_first_schema_is_migrated_with_all_that_is_in_it(path:
             assert registry.identity() == Identity("leader", "vps", "")
             assert registry.peers() == [LAPTOP]
             assert registry.claims() == []
+            assert registry.apps() == []
     with opened(path) as registry:
         registry.store_claim(CLAIM)
+        registry.store_apps([CAD])
     with closing(sqlite3.connect(path)) as database:
         assert database.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
+
+
+VERSION_2 = """
+CREATE TABLE "setting" ("name" TEXT NOT NULL PRIMARY KEY, "value" TEXT NOT NULL);
+CREATE TABLE "peer_registry" ("peer_id" TEXT NOT NULL PRIMARY KEY, "ip_address" TEXT NOT NULL,
+    "mac_address" TEXT NOT NULL, "hostname" TEXT NOT NULL, "daemon_version" TEXT NOT NULL, "public_key" TEXT NOT NULL,
+    "first_seen" REAL NOT NULL, "last_seen" REAL NOT NULL);
+CREATE UNIQUE INDEX "peer_registry_ip_address" ON "peer_registry" ("ip_address");
+CREATE TABLE "peer_claim" ("ip_address" TEXT NOT NULL PRIMARY KEY, "peer_id" TEXT NOT NULL,
+    "mac_address" TEXT NOT NULL, "hostname" TEXT NOT NULL, "daemon_version" TEXT NOT NULL, "public_key" TEXT NOT NULL,
+    "first_seen" REAL NOT NULL, "last_seen" REAL NOT NULL, "state" TEXT NOT NULL);
+INSERT INTO "setting" VALUES ('role', 'worker'), ('peer_id', 'laptop'), ('leader_address', '10.0.0.1');
+INSERT INTO "peer_claim" VALUES
+    ('10.0.0.9', 'nas', '', 'nas-host', '0.1.0', 'key-9', 1.0, 2.0, 'pending');
+PRAGMA user_version = 2;
+"""
+
+
+def test_a_database_of_the_second_schema_gets_room_for_apps(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as database:
+        database.executescript(VERSION_2)
+    with opened(path) as registry:
+        assert registry.identity() == Identity("worker", "laptop", "10.0.0.1")
+        assert registry.claims() == [CLAIM]
+        registry.store_apps([CAD])
+    with opened(path) as registry:
+        assert registry.apps() == [CAD]
+    with closing(sqlite3.connect(path)) as database:
+        assert database.execute("PRAGMA user_version").fetchone() == (3,)
+
+
+def test_apps_are_kept_one_for_a_name_and_a_mode(path: Path) -> None:
+    dev, other = replace(CAD, mode="dev", unit="cad-dev.service"), App("abc", "prod", "abc.service")
+    with opened(path) as registry:
+        registry.store_apps([CAD, dev, other])
+        registry.store_apps([replace(CAD, unit="new.service")])
+    with opened(path) as registry:
+        assert registry.apps() == [other, dev, replace(CAD, unit="new.service")]
+        registry.forget_apps([dev, App("none", "dev", "")])
+        assert registry.apps() == [other, replace(CAD, unit="new.service")]
 
 
 def test_claims_are_kept_one_for_an_address(path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from peerd import __version__, connection, links, membership, network
 from peerd.answer import Answer
+from peerd.apphost import AppHost
 from peerd.connection import Connection
 from peerd.errors import Code, Outcome, PeerdError
 from peerd.history import History
@@ -27,6 +28,8 @@ from peerd.registry import Identity, Registry
 from peerd.service import Service
 from peerd.session import Caller, Delivery, Session, Sink
 from peerd.stdin import Stdin
+from peerd.units import Units
+from unit.fake_systemd import FakeSystemd
 from unit.support import FakeExecutor, FakePeers, Heard, Journal, Script, Wire, settings
 
 LEADER = Identity("leader", "vps", "")
@@ -94,7 +97,9 @@ async def machine(
         executor = FakeExecutor(script)
         past = History(":memory:")
         try:
-            yield Here(Service(node, executor, registry, past, lambda: config), node, peers, executor, registry)
+            apps = AppHost(registry, Units(FakeSystemd()), lambda: node.peer_id)
+            service = Service(node, executor, registry, past, apps, lambda: config)
+            yield Here(service, node, peers, executor, registry)
         finally:
             await node.close()
             past.close()

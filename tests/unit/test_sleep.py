@@ -10,8 +10,8 @@ from dbus_next import Message, MessageType
 
 from peerd import sleep
 from peerd.journal import Event
-from peerd.scopes import ScopeError
 from peerd.sleep import SleepWatch
+from peerd.systemd1 import SystemdError
 from unit.support import Journal
 
 PATH = "/org/freedesktop/login1"
@@ -77,7 +77,7 @@ def test_it_subscribes_again_after_the_bus_was_away(monkeypatch: pytest.MonkeyPa
         async def connect() -> Any:
             bus = answers.pop(0)
             if bus is None:
-                raise ScopeError("no system bus")
+                raise SystemdError("no system bus")
             return bus
 
         watch = SleepWatch(connect, lambda: woken.append(True))

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from peerd import messages, network, tcpfront
+from peerd.app import App
+from peerd.apphost import AppHost
 from peerd.config import Mode
 from peerd.errors import Code, Outcome, PeerdError
 from peerd.job import Job
@@ -20,10 +22,12 @@ from peerd.messages import ExecRequest, ExecResult, Offsets
 from peerd.node import Node
 from peerd.peers import Peer
 from peerd.policy import Policy, Rule
-from peerd.protocol import PROTOCOL_VERSION
+from peerd.protocol import PROTOCOL_VERSION, Frame
 from peerd.registry import Identity, Registry
 from peerd.session import Caller, Session, Sink
 from peerd.tcpfront import TcpFront
+from peerd.units import Units
+from unit.fake_systemd import FakeSystemd, FakeUnit
 from unit.support import (
     EXEC_ID,
     FakeExecutor,
@@ -81,6 +85,7 @@ async def served(
     identity: Identity = LEADER,
     packet_info: bool = True,
     interface: str = "lo",
+    systemd: FakeSystemd | None = None,
     executor: FakeExecutor | None = None,
     **changes: Any,
 ) -> AsyncIterator[Remote]:
@@ -92,7 +97,8 @@ async def served(
     node = Node(registry, lambda: config, lambda: None)
     node.start()
     executor = executor or FakeExecutor(script)
-    front = TcpFront(node, executor, lambda: config)
+    apps = AppHost(registry, Units(systemd or FakeSystemd()), lambda: "vps")
+    front = TcpFront(node, executor, apps, lambda: config)
     try:
         async with tcp_server(front.accept, packet_info) as port:
             yield Remote(port, executor, node, registry)
@@ -151,6 +157,7 @@ def test_who_does_not_come_through_the_vpn_is_dropped_without_a_word(
     [
         ("execRequest", EXEC),
         ("getPeerInfo", {"peer": "laptop"}),
+        ("appRequest", {"command": "listApps"}),
         ("listPeers", {}),
         ("deletePeer", {"peer": "laptop"}),
         ("approvePeer", {"peer": "laptop"}),
@@ -159,7 +166,7 @@ def test_who_does_not_come_through_the_vpn_is_dropped_without_a_word(
         ("ping", {}),
         ("noSuchMessage", {}),
     ],
-    ids="execRequest getPeerInfo listPeers deletePeer approvePeer rejectPeer heartbeat ping noSuchMessage".split(),
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_who_is_no_peer_gets_no_word_for_anything_but_a_registration(
     records: Journal, type_: str, fields: dict[str, object]
@@ -835,5 +842,86 @@ def test_a_worker_that_loses_its_connection_within_a_heartbeat_is_offline() -> N
             async with greeted(remote) as wire:
                 gone = Peer.from_wire((await wire.ask("getPeerInfo", {"peer": "desktop"})).fields)
                 assert not gone.is_online
+
+    asyncio.run(main())
+
+
+def run_apps(systemd: FakeSystemd, *requests: dict[str, object], **changes: Any) -> list[Frame]:
+    """The answers to these requests about the apps of a machine that has cad in both modes."""
+
+    async def main() -> list[Frame]:
+        async with served(systemd=systemd, **changes) as remote, greeted(remote) as wire:
+            remote.registry.store_apps([App("cad", mode, f"cad-{mode}.service") for mode in ("dev", "prod")])
+            return [await wire.ask("appRequest", request) for request in requests]
+
+    return asyncio.run(main())
+
+
+def test_a_peer_looks_after_apps(records: Journal) -> None:
+    systemd = FakeSystemd(cad_prod=FakeUnit())
+    listed, started, missing = run_apps(
+        systemd,
+        {"command": "listApps"},
+        {"command": "startApp", "app": "cad", "mode": "all"},
+        {"command": "startApp", "app": "cad", "mode": "dev"},
+    )
+    assert (listed.type, started.type, missing.type) == ("reply", "reply", "error")
+    assert listed.fields["data"] == [
+        {"app": "cad", "mode": mode, "unit": f"cad-{mode}.service", "directory": None} for mode in ("dev", "prod")
+    ]
+    assert started.fields["text"] == "Started cad-prod.service on vps"
+    assert started.fields["notes"] == ["cad-dev.service does not exist, skipped"]
+    assert missing.fields["code"] == "no-such-unit"
+    assert systemd.calls == [("StartUnit", "cad-prod.service")]
+    (record,) = records.of(Event.APP_CHANGED)
+    assert [record.text(name) for name in ("app", "mode", "peer", "caller", "command")] == (
+        ["cad", "prod", "laptop", "laptop", "startApp"]
+    )
+    assert record.fields["OBJECT_SYSTEMD_UNIT"] == "cad-prod.service"
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {},
+        {"command": "execOnPeer"},
+        {"command": "startApp"},
+        {"command": "startApp", "app": "../cad"},
+        {"command": "startApp", "app": "cad", "mode": "test"},
+        {"command": "addApp", "app": "cad", "unit": "../../tmp/x.service"},
+        {"command": "addApp", "app": "cad", "directory": "/srv/../etc"},
+    ],
+    ids=str,
+)
+def test_a_request_about_apps_that_is_out_of_bounds_is_refused(request_: dict[str, object]) -> None:
+    systemd = FakeSystemd(cad_prod=FakeUnit())
+    (answer,) = run_apps(systemd, request_)
+    assert (answer.type, answer.fields["code"]) == ("error", "bad-message")
+    assert not systemd.calls
+
+
+def test_who_may_not_run_everything_as_root_has_nothing_to_do_with_apps(records: Journal) -> None:
+    systemd = FakeSystemd(cad_prod=FakeUnit())
+    policy = Policy(rules=(Rule("some", ("laptop",), shell_commands=("uptime",)),))
+    answers = run_apps(
+        systemd, {"command": "listApps"}, {"command": "startApp", "app": "cad", "mode": "prod"}, policy=policy
+    )
+    assert [answer.fields["message"] for answer in answers] == ["Permission denied: vps does not allow this"] * 2
+    assert not systemd.calls
+    assert len(records.of(Event.APP_DENIED)) == 2
+
+
+def test_what_is_asked_of_an_app_goes_on_when_its_caller_goes(records: Journal) -> None:
+    async def main() -> None:
+        systemd = FakeSystemd(cad_prod=FakeUnit())
+        systemd.hold = True
+        async with served(systemd=systemd) as remote, greeted(remote) as wire:
+            remote.registry.store_apps([App("cad", "prod", "cad-prod.service")])
+            await wire.link.send("appRequest", {"command": "stopApp", "app": "cad", "mode": "prod"})
+            await systemd.begun.wait()
+            wire.reset()
+            await systemd.given_up.wait()
+        (record,) = records.of(Event.APP_FAILED)
+        assert record.text("reason") == "it goes on, and nobody waits for it"
 
     asyncio.run(main())

@@ -73,6 +73,69 @@ def test_anything_else_is_no_mac_address(text: str) -> None:
         validate.mac_address(text)
 
 
+@pytest.mark.parametrize("text", ["a", "cad", "CAD-2.x_y", "0", "a" * 63])
+def test_an_app_has_a_name_that_may_be_part_of_a_units(text: str) -> None:
+    assert validate.app(text) == text
+    assert validate.unit(f"{text}-prod.service")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "-a", ".a", "a/b", "../a", "a b", "a@b", "a:b", "a\n", "{app}", "é", "a" * 64, "*", "a\\x2d"]
+)
+def test_anything_else_is_no_name_of_an_app(text: str) -> None:
+    with pytest.raises(ValueError, match="name of an app"):
+        validate.app(text)
+
+
+UNITS = ["cad.service", "a-b_c.d:e.socket", "cad@prod.service", "a.target", "a.timer", "a.path", "a" * 247 + ".service"]
+
+
+@pytest.mark.parametrize("text", UNITS)
+def test_a_unit_is_one_that_can_be_started(text: str) -> None:
+    assert validate.unit(text) == text
+    assert validate.unit_pattern(text) == text
+
+
+NO_UNITS = ["", "cad", ".service", "cad.scope", "cad.mount", "a@.service", "@a.service", "a@b@c.service", "/a.service"]
+NO_UNITS += [
+    "../a.service",
+    "a/b.service",
+    "-a.service",
+    "a b.service",
+    "a.service\n",
+    "a" * 248 + ".service",
+    "\u00e9.service",
+]
+
+
+@pytest.mark.parametrize("text", [*NO_UNITS, "{app}.service"], ids=brief)
+def test_anything_else_is_no_unit(text: str) -> None:
+    with pytest.raises(ValueError, match="not the name of a unit"):
+        validate.unit(text)
+
+
+@pytest.mark.parametrize("text", ["{app}-{mode}.service", "{app}@{mode}.timer", "{mode}.service", "x{app}{app}.target"])
+def test_in_a_pattern_app_and_mode_stand_for_the_two(text: str) -> None:
+    assert validate.unit_pattern(text) == text
+
+
+@pytest.mark.parametrize("text", [*NO_UNITS, "{app}", "{other}.service", "{0}.service", "{{app}}.service"], ids=brief)
+def test_anything_else_is_no_pattern(text: str) -> None:
+    with pytest.raises(ValueError, match=r"unit"):
+        validate.unit_pattern(text)
+
+
+@pytest.mark.parametrize("text", ["/", "/opt/cad", "/srv/{app}/{mode}", "/a b/ü"])
+def test_the_directory_of_an_app_is_in_its_shortest_spelling(text: str) -> None:
+    assert validate.app_directory(text) == text
+
+
+@pytest.mark.parametrize("text", ["", "opt", "/opt/", "/opt/../etc", "/./a", "//opt", "/a//b", "/a\n", "/" + "a" * 255])
+def test_other_spellings_are_none(text: str) -> None:
+    with pytest.raises(ValueError, match="directory"):
+        validate.app_directory(text)
+
+
 @pytest.mark.parametrize("text", ["/", "/opt/automateLinux", "/a b/ü", "/" + "a" * (validate.MAX_PATH - 1), "/\udcff"])
 def test_a_directory_is_an_absolute_path(text: str) -> None:
     assert validate.directory(text) == text
@@ -150,9 +213,13 @@ def test_nothing_else_is_an_integer(value: object) -> None:
     "check",
     [
         *(validate.peer_id, validate.exec_id, validate.address, validate.mac_address, validate.directory),
+        *(validate.app, validate.unit, validate.unit_pattern, validate.app_directory),
         *(validate.shell_command, lambda value: validate.string(value, "text", 10)),
     ],
-    ids=["peer_id", "exec_id", "address", "mac_address", "directory", "shell_command", "string"],
+    ids=[
+        *("peer_id", "exec_id", "address", "mac_address", "directory", "app", "unit", "unit_pattern"),
+        *("app_directory", "shell_command", "string"),
+    ],
 )
 @pytest.mark.parametrize("value", ODD_VALUES, ids=ODD_IDS)
 def test_a_value_of_another_kind_is_refused(check: Callable[[object], str], value: object) -> None:

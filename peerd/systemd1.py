@@ -1,0 +1,152 @@
+"""The manager of systemd over one persistent connection to the system bus (org.freedesktop.systemd1(5))."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+from dbus_next import BusType, Message, MessageType
+from dbus_next.aio import MessageBus
+
+CALL_TIMEOUT = 25.0
+"""Seconds to wait for an answer of systemd, the default of sd_bus_call(3)."""
+
+_MOST_CALLS = 64
+"""Calls at once: the bus refuses more than 128 that wait for a reply (max_replies_per_connection, dbus-daemon(1))."""
+
+_DBUS = "org.freedesktop.DBus"
+_SERVICE = "org.freedesktop.systemd1"
+_PATH = "/org/freedesktop/systemd1"
+_MANAGER = "org.freedesktop.systemd1.Manager"
+_PROPERTIES = "org.freedesktop.DBus.Properties"
+
+
+class SystemdError(Exception):
+    """systemd refused or did not answer; the text says why."""
+
+
+class NoSuchUnit(SystemdError):
+    """The unit is not loaded."""
+
+
+class Systemd:
+    """Calls systemd's manager and waits for its jobs. Connects on first use and again when the bus went away."""
+
+    def __init__(self) -> None:
+        self._bus: MessageBus | None = None
+        self._lock = asyncio.Lock()
+        self._calls = asyncio.Semaphore(_MOST_CALLS)
+        self._jobs: dict[str, list[asyncio.Queue[tuple[str, str] | None]]] = {}
+        self._watcher: asyncio.Task[None] | None = None
+
+    async def connect(self) -> MessageBus:
+        """The connection, made if there is none.
+
+        :raises SystemdError: when there is no system bus or systemd does not answer
+        """
+        async with self._lock:
+            if self._bus and self._bus.connected:
+                return self._bus
+            try:
+                bus = await asyncio.wait_for(MessageBus(bus_type=BusType.SYSTEM).connect(), CALL_TIMEOUT)
+            except (OSError, EOFError) as error:
+                raise SystemdError(f"no system bus: {error}") from None
+            bus.add_message_handler(self._on_message)
+            rule = f"type='signal',sender='{_SERVICE}',path='{_PATH}',interface='{_MANAGER}',member='JobRemoved'"
+            await _call(bus, _DBUS, "/org/freedesktop/DBus", _DBUS, "AddMatch", "s", [rule])
+            await _call(bus, _SERVICE, _PATH, _MANAGER, "Subscribe")
+            self._bus = bus
+            self._watcher = asyncio.create_task(self._watch(bus))
+            return bus
+
+    async def _watch(self, bus: MessageBus) -> None:
+        # A call on a connection that broke would wait for ever.
+        with contextlib.suppress(Exception):
+            await bus.wait_for_disconnect()
+        for waiting in self._jobs.values():
+            for removed in waiting:
+                removed.put_nowait(None)
+
+    async def call(self, member: str, signature: str = "", body: Sequence[object] = ()) -> list[Any]:
+        """What a method of the manager returns.
+
+        :raises SystemdError: when systemd refuses or does not answer
+        """
+        bus = await self.connect()
+        async with self._calls:
+            return await _call(bus, _SERVICE, _PATH, _MANAGER, member, signature, body)
+
+    async def get(self, path: str, interface: str, name: str) -> Any:
+        """The value of a property of one of systemd's objects.
+
+        :param interface: without the part that all of systemd's have in common
+        :raises SystemdError: when there is no such property or systemd does not answer
+        """
+        body = [f"{_SERVICE}.{interface}", name]
+        bus = await self.connect()
+        async with self._calls:
+            (value,) = await _call(bus, _SERVICE, path, _PROPERTIES, "Get", "ss", body)
+        return value.value
+
+    async def job(self, unit: str, method: str, signature: str, body: Sequence[object], bounded: bool = True) -> str:
+        """Have the manager queue a job for a unit, and wait for its end.
+
+        :param bounded: whether to wait no longer than for a call
+        :returns: its result, "done" where all went well (JobRemoved of org.freedesktop.systemd1(5))
+        :raises SystemdError: when systemd refuses or does not answer
+        """
+        # From before the call, because the job may be gone before its path is known.
+        removed: asyncio.Queue[tuple[str, str] | None] = asyncio.Queue()
+        waiting = self._jobs.setdefault(unit, [])
+        waiting.append(removed)
+        try:
+            (path,) = await self.call(method, signature, body)
+            return await asyncio.wait_for(_result(removed, path), CALL_TIMEOUT if bounded else None)
+        except TimeoutError:
+            raise SystemdError(f"{method} {unit}: no answer from systemd") from None
+        finally:
+            waiting.remove(removed)
+            if not waiting:
+                self._jobs.pop(unit, None)
+
+    def _on_message(self, message: Message) -> None:
+        if message.message_type is MessageType.SIGNAL and message.member == "JobRemoved":
+            _, path, unit, result = message.body
+            for removed in self._jobs.get(unit, ()):
+                removed.put_nowait((path, result))
+
+    def close(self) -> None:
+        """Disconnect."""
+        if self._bus:
+            self._bus.disconnect()
+            self._bus = None
+
+
+async def _result(removed: asyncio.Queue[tuple[str, str] | None], path: str) -> str:
+    while job := await removed.get():
+        if job[0] == path:
+            return job[1]
+    raise SystemdError("connection to the system bus lost")
+
+
+async def _call(
+    bus: MessageBus,
+    destination: str,
+    path: str,
+    interface: str,
+    member: str,
+    signature: str = "",
+    body: Sequence[object] = (),
+) -> list[Any]:
+    message = Message(destination, path, interface, member, signature=signature, body=list(body))
+    try:
+        reply = await asyncio.wait_for(bus.call(message), CALL_TIMEOUT)
+    except (OSError, EOFError) as error:
+        raise SystemdError(f"{member}: no answer ({type(error).__name__})") from None
+    assert reply is not None
+    if reply.message_type is MessageType.ERROR:
+        text = f"{member}: {reply.body[0] if reply.body else reply.error_name}"
+        raise NoSuchUnit(text) if reply.error_name == f"{_SERVICE}.NoSuchUnit" else SystemdError(text)
+    return list(reply.body)
