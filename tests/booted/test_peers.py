@@ -44,7 +44,8 @@ def test_the_status_of_leader_and_worker(vps: Machine, desktop: Machine) -> None
 
 
 def test_a_table_on_a_terminal_and_json_elsewhere(desktop: Machine) -> None:
-    shown = desktop.out("script -qec 'd listPeers' /dev/null")
+    assert desktop.out("script -qec 'd listPeers' /dev/null").startswith("\x1b[1mPEER ID")
+    shown = desktop.out("NO_COLOR=1 script -qec 'd listPeers' /dev/null")
     assert shown.split()[0] == "PEER"
     assert "10.0.0.4" in shown
     assert json.loads(desktop.out("script -qec 'd listPeers --json' /dev/null"))
