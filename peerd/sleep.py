@@ -40,8 +40,10 @@ class SleepWatch:
                 bus.add_message_handler(self._on_message)
                 async with asyncio.timeout(CALL_TIMEOUT):
                     await bus.call(subscribe)
-                # The connection is not this object's, nor is what says that it has ended.
-                await asyncio.shield(bus.wait_for_disconnect())
+                # The connection is not this object's, nor is what says that it has ended, which may outlive this task.
+                ended = asyncio.ensure_future(bus.wait_for_disconnect())
+                ended.add_done_callback(lambda done: done.cancelled() or done.exception())
+                await asyncio.shield(ended)
             await asyncio.sleep(_RETRY_DELAY)
 
     def _on_message(self, message: Message) -> None:
