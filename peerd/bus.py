@@ -18,7 +18,7 @@ from peerd import busapi, busvalues, parameters, polkit, users
 from peerd.answer import Answer
 from peerd.busapi import INTERFACES, JOB, MANAGER, PEER, ROOT, Refused
 from peerd.busjobs import Jobs
-from peerd.buslink import gone, leave
+from peerd.buslink import gone, leave, widen
 from peerd.buspipes import Pipes
 from peerd.busvalues import Collected
 from peerd.commands import Command
@@ -108,6 +108,7 @@ class Bus:
         bus = MessageBus(self._address, BusType.SYSTEM, negotiate_unix_fd=True)
         try:
             await asyncio.wait_for(bus.connect(), _CALL_TIMEOUT)
+            widen(bus)
             self._bus, self._shown = bus, await self._objects()
             bus.add_message_handler(self._on_message)
             [reply] = await self._call(_DBUS, _DBUS_PATH, _DBUS, "RequestName", "su", [busapi.NAME, _NO_QUEUE])

@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 from typing import cast
 
 from dbus_next.aio import MessageBus
+
+_SO_SNDBUFFORCE = 32
+"""socket(7): the size of the send buffer, whatever the limit for others is."""
+_ROOM = 4 * 1024 * 1024
+
+
+def widen(bus: MessageBus) -> None:
+    """Make room for a burst of messages: dbus_next takes a full socket (EAGAIN) for the end of the connection."""
+    with contextlib.suppress(OSError):
+        bus._sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _ROOM)
 
 
 async def leave(bus: MessageBus) -> None:
@@ -20,10 +32,10 @@ async def leave(bus: MessageBus) -> None:
 async def gone(bus: MessageBus) -> None:
     """Wait for the end of a connection that was made."""
     if _greeted(bus):
-        # A task of its own: to be cancelled here must not cancel the library's future.
+        # A task of its own: to be cancelled here must not cancel the library's future, whose end may then be nobody's.
         ended = asyncio.ensure_future(bus.wait_for_disconnect())
+        ended.add_done_callback(lambda done: done.cancelled() or done.exception())
         await asyncio.wait({ended})
-        ended.exception()
 
 
 def _greeted(bus: MessageBus) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from dbus_next import Message, MessageType
 from dbus_next.aio import MessageBus
 
+from peerd import buslink
 from peerd.journal import Event, log
 from peerd.systemd1 import CALL_TIMEOUT, SystemdError
 
@@ -40,10 +41,7 @@ class SleepWatch:
                 bus.add_message_handler(self._on_message)
                 async with asyncio.timeout(CALL_TIMEOUT):
                     await bus.call(subscribe)
-                # The connection is not this object's, nor is what says that it has ended, which may outlive this task.
-                ended = asyncio.ensure_future(bus.wait_for_disconnect())
-                ended.add_done_callback(lambda done: done.cancelled() or done.exception())
-                await asyncio.shield(ended)
+                await buslink.gone(bus)
             await asyncio.sleep(_RETRY_DELAY)
 
     def _on_message(self, message: Message) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Sequence
 from typing import Any
 
 from dbus_next import BusType, Message, MessageType
 from dbus_next.aio import MessageBus
+
+from peerd import buslink
 
 CALL_TIMEOUT = 25.0
 """Seconds to wait for an answer of systemd, the default of sd_bus_call(3)."""
@@ -53,6 +54,7 @@ class Systemd:
                 bus = await asyncio.wait_for(MessageBus(bus_type=BusType.SYSTEM).connect(), CALL_TIMEOUT)
             except (OSError, EOFError) as error:
                 raise SystemdError(f"no system bus: {error}") from None
+            buslink.widen(bus)
             bus.add_message_handler(self._on_message)
             rule = f"type='signal',sender='{_SERVICE}',path='{_PATH}',interface='{_MANAGER}',member='JobRemoved'"
             await _call(bus, _DBUS, "/org/freedesktop/DBus", _DBUS, "AddMatch", "s", [rule])
@@ -63,8 +65,7 @@ class Systemd:
 
     async def _watch(self, bus: MessageBus) -> None:
         # A call on a connection that broke would wait for ever.
-        with contextlib.suppress(Exception):
-            await bus.wait_for_disconnect()
+        await buslink.gone(bus)
         for waiting in self._jobs.values():
             for removed in waiting:
                 removed.put_nowait(None)

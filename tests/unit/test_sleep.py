@@ -21,6 +21,8 @@ MANAGER = "org.freedesktop.login1.Manager"
 class Bus:
     """Takes the system bus's place."""
 
+    unique_name = ":1.1"
+
     def __init__(self) -> None:
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.rules: asyncio.Queue[str] = asyncio.Queue()

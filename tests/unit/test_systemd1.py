@@ -21,12 +21,20 @@ class FakeBus:
     """
 
     connected = True
+    unique_name = ":1.1"
 
     def __init__(self, answer: Callable[[Message], list[Any]]) -> None:
         self.answer = answer
         self.gone = asyncio.Event()
         self.asked: asyncio.Queue[Message] = asyncio.Queue()
         self.handler: Callable[[Message], None] = lambda message: None
+
+    @property
+    def _sock(self) -> FakeBus:
+        return self
+
+    def setsockopt(self, *option: int) -> None:
+        """Take any."""
 
     def add_message_handler(self, handler: Callable[[Message], None]) -> None:
         self.handler = handler
