@@ -18,11 +18,11 @@ from .test_options import d
 PID = "systemctl show -P MainPID peerd"
 WAYS = {
     "restart": "systemctl restart peerd",
-    "kill": f"kill -9 $({PID})",
+    "kill": "systemctl kill --kill-whom=main --signal=KILL peerd.service",
     "upgrade": "dpkg -i /root/peerd_*.deb",
     "reexec": "systemctl daemon-reexec; systemctl restart peerd",
     # The watchdog's own way to end a daemon that hangs.
-    "abort": f"kill -ABRT $({PID})",
+    "abort": "systemctl kill --kill-whom=main --signal=ABRT peerd.service",
 }
 # A megabyte at a time, each after a word from outside, and the checksum of all on stderr.
 WRITER = """
@@ -107,7 +107,7 @@ def test_a_restart_in_the_middle_of_a_flood_loses_nothing(lab: Lab) -> None:
         with lab["desktop"].popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
             assert process.stdout
             head = process.stdout.read(1_000_000)
-            machine.run(f"kill -9 $({PID})")
+            machine.run(WAYS["kill"])
             rest = process.stdout.read()
             assert head + rest == b"y" * 60_000_000
             assert process.wait(60) == 9

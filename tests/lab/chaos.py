@@ -23,6 +23,8 @@ from .machines import Lab
 
 LOG = logging.getLogger(__name__)
 PID = "systemctl show -P MainPID peerd"
+# Not kill(1): where peerd is about to be started again its pid is 0, which is the process group of the caller.
+_SIGNAL = "systemctl kill --kill-whom=main --signal={} peerd.service"
 LEDGER = "/var/tmp/chaos"
 # Endings that leave open whether the command ran.
 OPEN = ("unreachable", "lost", "denied", "cancelled")
@@ -43,9 +45,9 @@ def _shell(command: str) -> Callable[[Machine], object]:
 
 FAULTS = (
     Fault("restart", _shell("systemctl restart peerd")),
-    Fault("kill -9", _shell(f"kill -9 $({PID})")),
-    Fault("abort", _shell(f"kill -ABRT $({PID})")),
-    Fault("freeze", _shell(f"kill -STOP $({PID})"), _shell(f"kill -CONT $({PID})")),
+    Fault("kill -9", _shell(_SIGNAL.format("KILL"))),
+    Fault("abort", _shell(_SIGNAL.format("ABRT"))),
+    Fault("freeze", _shell(_SIGNAL.format("STOP")), _shell(_SIGNAL.format("CONT"))),
     Fault("WireGuard down", Machine.wireguard_down, Machine.wireguard_up),
     Fault("cable out", Machine.link_down, Machine.link_up),
 )
