@@ -96,7 +96,8 @@ def test_a_leader_killed_with_its_registry_torn_is_back_with_all_peers(lab: Lab)
         assert process.stdout
         assert process.stdout.readline() == b"up\n"
         with Watching(lab["desktop"]) as watching:
-            vps.run(f"kill -9 $(systemctl show -P MainPID peerd); {HARM['garbage']}; rm -f {STATE}/peerd.db-wal")
+            killed = "systemctl kill --kill-whom=main --signal=KILL peerd.service"
+            vps.run(f"{killed}; {HARM['garbage']}; rm -f {STATE}/peerd.db-wal")
             vps.wait_until("d ping", 30)
             for name in PEERS:
                 wait_for_peers(lab[name])
