@@ -43,6 +43,7 @@ class Code(enum.StrEnum):
     LOST = "lost"
     CUT_OFF = "cut-off"
     CANCELLED = "cancelled"
+    ABANDONED = "abandoned"
     NO_SUCH_JOB = "no-such-job"
     NOT_DETACHED = "not-detached"
     NOT_WAITED = "not-waited"
@@ -151,6 +152,12 @@ KINDS: Mapping[Code, Kind] = {
     Code.CANCELLED: Kind(
         "Cancelled: the command on {peer} and all that it started were stopped",
         (),
+        Outcome.CANCELLED,
+        EXIT_CANCELLED,
+    ),
+    Code.ABANDONED: Kind(
+        "Abandoned: the command on {peer} was stopped, because nobody was left to hear of it",
+        ("How long it goes on without its caller is reattach-timeout of peerd.conf there.",),
         Outcome.CANCELLED,
         EXIT_CANCELLED,
     ),

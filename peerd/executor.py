@@ -277,7 +277,7 @@ class Executor:
 
     def _abandon(self, one: Run) -> None:
         if one.result is None:
-            one.cancel()
+            one.cancel(abandoned=True)
             self._watch_over(one)
         else:
             self._forget(one)

@@ -189,6 +189,9 @@ class Remote:
 
     def _result(self, frame: Frame) -> ExecResult:
         result = ExecResult.from_wire(frame.fields)
+        if result.error and result.error.code is Code.ABANDONED:
+            # By us, who came too late; it was not our caller that took the command back.
+            return replace(ExecResult.failure(self._lost), sizes=result.sizes)
         return replace(result, error=self._named(result.error)) if result.error else result
 
     def _named(self, error: PeerdError) -> PeerdError:

@@ -91,6 +91,7 @@ class Run:
         self._timeout = start.request.timeout or 0.0
         self._name = name
         self._cancel = asyncio.Event()
+        self._abandoned = False
         if cancelled:
             self._cancel.set()
 
@@ -100,9 +101,13 @@ class Run:
         job = Job.of(self.request, self._name, str(self.caller), self._start.started_usec)
         return replace(job, result=self.result)
 
-    def cancel(self) -> None:
-        """Stop it and all that it started; what it still says is dropped."""
+    def cancel(self, abandoned: bool = False) -> None:
+        """Stop it and all that it started; what it still says is dropped.
+
+        :param abandoned: whether that is because nobody is left to hear of it
+        """
         if not self._cancel.is_set():
+            self._abandoned = abandoned
             self._ours.note(handles.CANCELLED)
             self._cancel.set()
             self.output.discard()
@@ -206,7 +211,9 @@ class Run:
     ) -> ExecResult:
         error: PeerdError | None = None
         status = int(report["status"]) if report and "status" in report else None
-        if stopped_by_us:
+        if stopped_by_us and self._abandoned:
+            error = PeerdError(Code.ABANDONED, peer=self._name)
+        elif stopped_by_us:
             error = PeerdError(Code.CANCELLED, peer=self._name)
         elif report and "errno" in report:
             number = int(report["errno"])

@@ -59,14 +59,14 @@ def test_variables_reach_the_command_and_no_log(desktop: Machine, vps: Machine) 
 @pytest.mark.parametrize("peer", HERE_AND_THERE)
 def test_another_user_has_its_own_groups_and_rights(desktop: Machine, vps: Machine, peer: str) -> None:
     target = {"vps": vps, "desktop": desktop}[peer]
-    target.run("id bob || useradd -m -s /bin/bash -G games bob; install -d -m 700 -o root /root/closed")
+    target.run("id carol || useradd -m -s /bin/bash -G games carol; install -d -m 700 -o root /root/closed")
     command = "id -un; id -Gn; echo $HOME $USER $LOGNAME $SHELL; touch /root/x; cat /proc/self/cgroup | tail -1"
-    result = desktop.run(d("--user", "bob", "--shellCmd", command, peer=peer))
+    result = desktop.run(d("--user", "carol", "--shellCmd", command, peer=peer))
     lines = result.stdout.decode().splitlines()
-    assert lines[:3] == ["bob", "bob games", "/home/bob bob bob /bin/bash"]
+    assert lines[:3] == ["carol", "carol games", "/home/carol carol carol /bin/bash"]
     assert "peerd-exec-" in lines[3]
     assert b"Permission denied" in result.stderr
-    closed = desktop.run(d("--user", "bob", "--shellCmd", "true", peer=peer, directory="/root/closed"), check=False)
+    closed = desktop.run(d("--user", "carol", "--shellCmd", "true", peer=peer, directory="/root/closed"), check=False)
     assert closed.returncode == 255
     assert closed.stderr.startswith(f"Cannot enter directory on {peer}: /root/closed (Permission denied)".encode())
     nobody = desktop.run(d("--user", "no-such-user", "--shellCmd", "true", peer=peer), check=False)
@@ -75,11 +75,11 @@ def test_another_user_has_its_own_groups_and_rights(desktop: Machine, vps: Machi
 
 
 def test_a_login_shell_reads_the_users_profile(desktop: Machine, vps: Machine) -> None:
-    vps.run("id bob || useradd -m -s /bin/bash -G games bob")
-    vps.write("/home/bob/.profile", "export FROM_PROFILE=yes\n")
+    vps.run("id carol || useradd -m -s /bin/bash -G games carol")
+    vps.write("/home/carol/.profile", "export FROM_PROFILE=yes\n")
     for arguments in (["--shellCmd", "printenv FROM_PROFILE"], ["--", "printenv", "FROM_PROFILE"]):
-        assert desktop.run(d("--user", "bob", *arguments), check=False).stdout == b""
-        assert desktop.run(d("--user", "bob", "--login", *arguments)).stdout == b"yes\n"
+        assert desktop.run(d("--user", "carol", *arguments), check=False).stdout == b""
+        assert desktop.run(d("--user", "carol", "--login", *arguments)).stdout == b"yes\n"
 
 
 def test_bounds_are_set_on_the_scope(desktop: Machine, vps: Machine) -> None:

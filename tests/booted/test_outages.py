@@ -20,7 +20,7 @@ from .test_options import d
 
 STATE = "/var/lib/peerd"
 # So many starts within seconds are more than systemd does by itself.
-START = "systemctl reset-failed 'peerd*'; systemctl start peerd.socket peerd-tcp.socket peerd.service"
+START = f"systemctl reset-failed {UNITS}; systemctl start {UNITS}"
 SET_ASIDE = "a311b083399240eaa617265425e578a1"
 RESTORED = "b337409d296b40b591a36d2d731bf30d"
 HARM = {

@@ -262,7 +262,7 @@ def test_a_command_to_which_nobody_comes_back_in_time_is_cancelled(tmp_path: Pat
             job = await executor.wait(EXEC_ID)
             assert job.result is not None
             assert job.result.outcome is Outcome.CANCELLED
-            assert code(await Listener().to_end(executor)) is Code.CANCELLED
+            assert code(await Listener().to_end(executor)) is Code.ABANDONED
 
     asyncio.run(main())
 

@@ -47,7 +47,7 @@ class FakeRun(Run):
         self.ended.set()
         self.output.end()
 
-    def cancel(self) -> None:
+    def cancel(self, abandoned: bool = False) -> None:
         self.cancels += 1
 
     def close(self, forget: bool = True) -> None:

@@ -206,6 +206,18 @@ def test_a_target_that_was_rebooted_is_not_asked_again() -> None:
     asyncio.run(main())
 
 
+def test_a_command_that_was_stopped_because_we_came_back_too_late_is_lost() -> None:
+    async def main() -> None:
+        async with calling() as caller:
+            running = caller.execute()
+            wire = await caller.target("execRequest")
+            wire.link.post("result", ExecResult.failure(PeerdError(Code.ABANDONED, peer="laptop")).to_wire())
+            result = await running
+            assert (result.outcome, result.exit_status) == (Outcome.LOST, 255)
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(("begun", "code"), [(True, Code.LOST), (False, Code.NO_SUCH_JOB)])
 def test_who_only_attaches_never_asks_for_a_run(begun: bool, code: Code) -> None:
     async def main() -> None:
