@@ -67,6 +67,7 @@ class Remote:
     async def _persist(self, request: ExecRequest | None, begun: bool) -> ExecResult:
         asking, asked, patient, again = request is not None, 0, begun, False
         since: float | None = None
+        told = False
         delay = _FIRST_DELAY
         while True:
             heard, boot, resumable = self._heard, "", True
@@ -116,11 +117,14 @@ class Remote:
             if self._heard != heard:
                 since, delay = None, _FIRST_DELAY
             if since is None:
-                since = time.monotonic()
-                self._session.say(f"Connection to {self._target.peer_id} lost, trying to get back to the command")
+                since, told = time.monotonic(), False
             given_up = self._session.cancel.is_set() or self._session.gone.is_set()
             if given_up or time.monotonic() - since > self._patience:
                 raise self._lost
+            # A restart at the other end is over sooner, and nothing to hear of.
+            if not told and time.monotonic() - since > self._patience / 2:
+                told = True
+                self._session.say(f"Connection to {self._target.peer_id} lost, trying to get back to the command")
             await asyncio.sleep(delay)
             delay = min(delay * 2, _LONGEST_DELAY)
 
