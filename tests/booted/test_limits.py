@@ -96,11 +96,9 @@ def test_a_fork_bomb_is_contained_and_ends(guest: Guest) -> None:
 def test_a_command_over_its_memory_ends_as_oom(guest: Guest, attempt: int) -> None:
     found = record(guest, "--memory", "48M", "--shellCmd", f"echo {attempt}; tail /dev/zero")
     assert (found["outcome"], found["exit_status"], found["stdout"]) == ("oom", 255, f"{attempt}\n")
-    assert found["error"] == {
-        "code": "out-of-memory",
-        "message": "Out of memory: the command on guest was stopped",
-        "hints": [],
-    }
+    error = found["error"]
+    assert isinstance(error, dict)
+    assert (error["code"], error["message"]) == ("out-of-memory", "Out of memory: the command on guest was stopped")
     assert isinstance(found["memory_peak"], int)
     assert 40 * MEBI < found["memory_peak"] <= 48 * MEBI
     query = f"journalctl -q -t peerd -o json PEERD_EXEC_ID={found['exec_id']} PEERD_OUTCOME=oom"
@@ -152,6 +150,8 @@ HELLO = '{"type":"hello","protocol":1,"version":"test"}'
 
 def test_the_kernels_wireguard_is_told_from_a_neighbour_who_forges(guest: Guest) -> None:
     guest.run(FAR_MACHINE)
+    # Only a leader that takes new peers greets who is none.
+    guest.run("d setPeerConfig --role leader --id guest")
     dial = f"echo '{HELLO}' | ip netns exec far timeout 20 nc -q 10 -p"
     # The first byte of an answer ends the wait for it.
     through = guest.out(f"{dial} 701 -s 10.0.0.2 10.0.0.1 3600 | head -1")
