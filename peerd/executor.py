@@ -175,9 +175,12 @@ class Executor:
         exec_id = start.request.exec_id
         spools = self._storage.open(exec_id, live=True) if start.request.detach else ours.spools
         entry = self._history.get(history.RAN, exec_id)
-        if not spools or not (entry or handles.RELEASED in notes):
-            # It was never released: whoever asked for it will ask again.
+        released = handles.RELEASED in notes
+        if not (spools and released):
             ours.close(forget=True)
+            if not released:
+                # It never ran: whoever asked for it will ask again.
+                self._history.drop(history.RAN, exec_id)
             self._storage.remove(exec_id)
             for spool in (spools or {}).values():
                 spool.close()
@@ -186,6 +189,8 @@ class Executor:
         self._seen[exec_id] = None
         cancelled = handles.CANCELLED in notes
         one = Run(start, ours, spools, room, self._scopes, self._name(), True, cancelled)
+        if not cancelled:
+            one.release()
         self._take_up(one, entry.job.result if entry else None)
 
     def _resolve(self, request: ExecRequest) -> ExecRequest:
@@ -213,7 +218,7 @@ class Executor:
         return replace(request, action=None)
 
     def _admit(self, request: ExecRequest) -> None:
-        if request.exec_id in self._seen or self._history.get(history.RAN, request.exec_id):
+        if request.exec_id in self._seen or self._history.has(history.RAN, request.exec_id):
             raise PeerdError(Code.DUPLICATE, peer=self._name(), exec_id=request.exec_id)
         limit = self._config().max_commands
         if self.running >= limit:
@@ -303,7 +308,7 @@ class Executor:
 
     def knows(self, exec_id: str) -> bool:
         """Whether a command with this id was started here, or refused."""
-        return exec_id in self._runs or self._history.get(history.RAN, exec_id) is not None
+        return exec_id in self._runs or self._history.has(history.RAN, exec_id)
 
     def job(self, exec_id: str) -> Job:
         """What is known of a command that runs or ran here.

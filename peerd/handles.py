@@ -76,6 +76,29 @@ class Handles:
     name: str = ""
     memo: int = -1
 
+    def open(self, stdin: bool, spooled: bool) -> list[int]:
+        """Make those of a new command, of which there is no more than the socket of its gate.
+
+        :param stdin: whether it is sent input; it reads nothing else
+        :param spooled: whether its output goes into memory
+        :returns: its own ends: stdin, stdout and stderr, for the caller to close
+        """
+        if stdin:
+            read_end, write_end = os.pipe2(os.O_CLOEXEC)
+            os.set_blocking(write_end, False)
+            self.stdin = Spool.in_memory(_STDIN), write_end
+        else:
+            read_end = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        ends = [read_end]
+        for stream in STREAMS:
+            read_end, write_end = os.pipe2(os.O_CLOEXEC)
+            os.set_blocking(read_end, False)
+            self.pipes[stream] = read_end
+            ends.append(write_end)
+            if spooled:
+                self.spools[stream] = Spool.in_memory(stream)
+        return ends
+
     def keep(self, start: Start) -> None:
         """Have systemd keep them."""
         self.name = start.scope
@@ -142,33 +165,6 @@ class Handles:
             self.memo = -1
         if forget and self.name:
             fdstore.forget(self.name)
-
-
-def create(stdin: bool, spooled: bool) -> tuple[Handles, list[int]]:
-    """The descriptors for a new command.
-
-    :param stdin: whether it is sent input; it reads nothing else
-    :param spooled: whether its output goes into memory
-    :returns: ours, and its own: stdin, stdout, stderr and control, for the caller to close
-    """
-    control, gate_end = socket.socketpair()
-    control.setblocking(False)
-    handles = Handles(control)
-    if stdin:
-        read_end, write_end = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(write_end, False)
-        handles.stdin = Spool.in_memory(_STDIN), write_end
-    else:
-        read_end = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-    ends = [read_end]
-    for stream in STREAMS:
-        read_end, write_end = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(read_end, False)
-        handles.pipes[stream] = read_end
-        ends.append(write_end)
-        if spooled:
-            handles.spools[stream] = Spool.in_memory(stream)
-    return handles, [*ends, gate_end.detach()]
 
 
 def adopt(name: str, descriptors: Sequence[int], stdin_pipe: int | None) -> tuple[Handles, Start, frozenset[str]]:

@@ -5,6 +5,7 @@ It is a database of its own: it grows with every command, and losing it costs no
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,9 @@ SCHEMA_VERSION = 1
 """Kept in the database as PRAGMA user_version (sqlite.org/pragma.html)."""
 
 _TRIM_EVERY = 1000
+# Four of these are in the way of every command; building them from the model takes longer than doing what they say.
+_PUT = "REPLACE INTO command (exec_id, side, peer, started, outcome, detached, job) VALUES (?, ?, ?, ?, ?, ?, ?)"
+_HAS = "SELECT 1 FROM command WHERE exec_id = ? AND side = ?"
 
 
 @dataclass(frozen=True)
@@ -79,20 +83,25 @@ class History:
         :param peer: the other end
         """
         outcome = job.result.outcome.value if job.result else ""
+        row = (job.exec_id, side, peer, job.started_usec, outcome, job.detached, json.dumps(job.shortened().to_wire()))
         try:
             with self._store.writing():
-                self._rows.replace(
-                    exec_id=job.exec_id,
-                    side=side,
-                    peer=peer,
-                    started=job.started_usec,
-                    outcome=outcome,
-                    detached=job.detached,
-                    job=json.dumps(job.shortened().to_wire()),
-                ).execute()
+                self._database.execute_sql(_PUT, row)
         except PeerdError as error:
             why = error.details["reason"]
             log(Event.STATE_UNWRITABLE, f"The history does not have {job.exec_id}: {why}", exec_id=job.exec_id)
+
+    def has(self, side: str, exec_id: str) -> bool:
+        """Whether there is a command with this id on one side."""
+        try:
+            return self._database.execute_sql(_HAS, (exec_id, side)).fetchone() is not None
+        except peewee.DatabaseError:
+            return False
+
+    def drop(self, side: str, exec_id: str) -> None:
+        """Forget a command that was stored and never run."""
+        with contextlib.suppress(PeerdError), self._store.writing():
+            self._rows.delete().where(self._rows.exec_id == exec_id, self._rows.side == side).execute()
 
     def get(self, side: str, exec_id: str) -> Entry | None:
         """The command with this id on one side, or None."""

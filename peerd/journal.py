@@ -13,6 +13,7 @@ from peerd.validate import printable
 
 IDENTIFIER = "peerd"
 _MAX_FIELD = 8192
+_UNIT = "OBJECT_SYSTEMD_UNIT"
 
 
 @dataclass(frozen=True)
@@ -69,22 +70,19 @@ def log(event: Event, message: str, **fields: object) -> None:
     :param fields: PEERD_ fields without that prefix, in lower case; None and "" are left out, bytes of control
         characters are kept as they are, because a field of the journal has a length and not an end
     """
-    extra = {
-        f"PEERD_{name.upper()}": str(value)[:_MAX_FIELD].encode("utf-8", "surrogateescape")
-        for name, value in fields.items()
-        if value is not None and value != ""
+    kind = event.value
+    record = {
+        "MESSAGE": printable(message, _MAX_FIELD),
+        "MESSAGE_ID": kind.message_id,
+        "PRIORITY": kind.priority,
+        "SYSLOG_IDENTIFIER": IDENTIFIER,
+        "PEERD_EVENT": event.name.lower().replace("_", "-"),
     }
-    unit = {"OBJECT_SYSTEMD_UNIT": fields["unit"]} if fields.get("unit") else {}
-    extra.pop("PEERD_UNIT", None)
-    journal.send(
-        printable(message, _MAX_FIELD),
-        MESSAGE_ID=event.value.message_id,
-        PRIORITY=event.value.priority,
-        SYSLOG_IDENTIFIER=IDENTIFIER,
-        PEERD_EVENT=event.name.lower().replace("_", "-"),
-        **extra,
-        **unit,
-    )
+    for name, value in fields.items():
+        if value is not None and value != "":
+            record[_UNIT if name == "unit" else f"PEERD_{name.upper()}"] = str(value)[:_MAX_FIELD]
+    # Not journal.send, which looks up its caller for every record.
+    journal.sendv(*(f"{name}={value}".encode("utf-8", "surrogateescape") for name, value in record.items()))
 
 
 def report(error: BaseException, where: str) -> None:

@@ -90,10 +90,14 @@ class Run:
         self._scopes = scope_manager
         self._timeout = start.request.timeout or 0.0
         self._name = name
-        self._cancel = asyncio.Event()
+        self._cancelled = cancelled
         self._abandoned = False
+        self._report: dict[str, int | float | str] | None = None
+        self._reported = asyncio.Event()
+        # Set when it has reported, or is to be stopped.
+        self._stirred = asyncio.Event()
         if cancelled:
-            self._cancel.set()
+            self._stirred.set()
 
     @property
     def job(self) -> Job:
@@ -101,15 +105,24 @@ class Run:
         job = Job.of(self.request, self._name, str(self.caller), self._start.started_usec)
         return replace(job, result=self.result)
 
+    def release(self) -> None:
+        """Let it run; one that does so already takes no notice."""
+        # What is noted has been done, or will be by whoever reads the note.
+        self._ours.note(handles.RELEASED)
+        # A gate that was killed is found out about by what it does not report.
+        with contextlib.suppress(OSError):
+            self._ours.control.send(b"\n")
+
     def cancel(self, abandoned: bool = False) -> None:
         """Stop it and all that it started; what it still says is dropped.
 
         :param abandoned: whether that is because nobody is left to hear of it
         """
-        if not self._cancel.is_set():
+        if not self._cancelled:
             self._abandoned = abandoned
             self._ours.note(handles.CANCELLED)
-            self._cancel.set()
+            self._cancelled = True
+            self._stirred.set()
             self.output.discard()
 
     def leave(self) -> None:
@@ -126,33 +139,27 @@ class Run:
             spool.close()
 
     async def to_end(self) -> ExecResult:
-        """Release the command, where that has not happened yet, and see it and all that it started to their end."""
+        """See the command, which was released, and all that it started to their end."""
         self.output.start()
         if self.input:
             self.input.start()
         control = self._ours.control
-        # A gate that was released before takes no notice, and one that was killed is found out about below.
-        if not self._cancel.is_set():
-            self._ours.note(handles.RELEASED)
-            with contextlib.suppress(OSError):
-                control.send(b"\n")
-        reported = asyncio.create_task(self._report())
-        cancelled = asyncio.create_task(self._cancel.wait())
+        loop = asyncio.get_running_loop()
+        loop.add_reader(control, self._hear)
         try:
-            await asyncio.wait({reported, cancelled}, return_when=asyncio.FIRST_COMPLETED)
-            stopped_by_us = not reported.done() and not self._over_time(time.monotonic())
+            await self._stirred.wait()
+            stopped_by_us = not self._reported.is_set() and not self._over_time(time.monotonic())
             gate = self._start.gate
             left = [pid for pid in scopes.processes(self._start.scope) if pid != gate]
             used = scopes.figures(self._start.scope)
             with contextlib.suppress(OSError):
                 control.shutdown(socket.SHUT_WR)
-            if left or not reported.done():
+            if left or not self._reported.is_set():
                 await self._stop()
-            report = await reported
+            await self._reported.wait()
         finally:
-            for task in (reported, cancelled):
-                task.cancel()
-            await asyncio.wait((reported, cancelled))
+            loop.remove_reader(control)
+        report = self._report
         at = float(report["at"]) if report and "at" in report and not left else time.monotonic()
         self.output.finish()
         if self.input:
@@ -165,7 +172,7 @@ class Run:
             cpu_usec=used.cpu_usec,
             memory_peak=used.memory_peak,
             sizes=self.output.sizes,
-            dropped=0 if self._cancel.is_set() else self.output.dropped,
+            dropped=0 if self._cancelled else self.output.dropped,
         )
 
     def _over_time(self, now: float) -> bool:
@@ -179,32 +186,28 @@ class Run:
             log(Event.INTERNAL_ERROR, f"{self._start.scope}: {error}", exec_id=self.request.exec_id)
             scopes.kill(self._start.scope)
 
-    async def _report(self) -> dict[str, int | float | str] | None:
-        """What the gate says of the command's end; None when it was killed before it could.
+    def _hear(self) -> None:
+        """Take what the gate says: that the command started, and how it ended; nothing where it was killed before.
 
-        It is left in the socket, for another process to read should this one end now.
+        The latter is left in the socket, for another process to read should this one end now.
         """
         control = self._ours.control
         try:
-            while True:
-                await _readable(control)
-                try:
-                    data = control.recv(_MAX_REPORT, socket.MSG_PEEK)
-                except BlockingIOError:
-                    continue
-                except ConnectionError:
-                    return None
-                if data.startswith(spawner.STARTED):
-                    control.recv(len(spawner.STARTED))
-                    self.began = True
-                    self.started.set()
-                elif not data:
-                    return None
-                else:
-                    report: dict[str, int | float | str] = json.loads(data)
-                    return report
-        finally:
+            data = control.recv(_MAX_REPORT, socket.MSG_PEEK)
+        except BlockingIOError:
+            return
+        except ConnectionError:
+            data = b""
+        if data.startswith(spawner.STARTED):
+            control.recv(len(spawner.STARTED))
+            self.began = True
             self.started.set()
+            return
+        asyncio.get_running_loop().remove_reader(control)
+        self._report = json.loads(data) if data else None
+        self.started.set()
+        self._reported.set()
+        self._stirred.set()
 
     def _result(
         self, report: dict[str, int | float | str] | None, at: float, used: Figures, stopped_by_us: bool, left: int
@@ -248,10 +251,10 @@ async def launch(
     name: str,
     commit: Callable[[Job], None],
 ) -> Run:
-    """Bring a command to the point where nothing but its release is missing, and where no restart can lose it.
+    """Start a command, once no restart can lose it any more.
 
     :param spools: where its output goes on disk; none for memory
-    :param commit: remembers that it runs; called last
+    :param commit: remembers that it runs; called before it does
     :raises PeerdError: NO_SUCH_USER, START_FAILED, or what ``commit`` raises; nothing is left of it then
     """
     user = request.user or "root"
@@ -261,36 +264,43 @@ async def launch(
         raise PeerdError(Code.NO_SUCH_USER, peer=name, user=user) from None
     scope = scopes.scope_name(request.exec_id)
     ours: Handles | None = None
+    starting: asyncio.Task[None] | None = None
     try:
-        ours, theirs = handles.create(request.stdin, not spools)
+        gate = await spawner_.take()
+        ours = Handles(gate.control)
+        start = Start.now(request, caller, scope, gate.pid)
+        description = validate.printable(f"peerd: {request.command}", 200)
+        limits = Limits(request.memory, request.cpu, request.tasks)
+        timeout = request.timeout or 0.0
+        # The kernel takes its time to move processes. Whatever else there is to do is done meanwhile.
+        starting = asyncio.create_task(
+            scope_manager.start(scope, (gate.pid, gate.command), description, timeout, grace, limits)
+        )
+        theirs = ours.open(request.stdin, not spools)
         try:
             environment = {**login_environment(request.exec_id, str(caller), entry), **request.env}
-            gate = await spawner_.spawn(
-                _argv(request, entry),
-                request.directory,
-                environment,
-                theirs,
-                {**_credentials(entry), "resolved": request.resolved},
-            )
+            user_ = {**_credentials(entry), "resolved": request.resolved}
+            await gate.prepare(_argv(request, entry), request.directory, environment, theirs, user_)
         finally:
             for fd in theirs:
                 os.close(fd)
-        start = Start.now(request, caller, scope, gate)
-        description = validate.printable(f"peerd: {request.command}", 200)
-        limits = Limits(request.memory, request.cpu, request.tasks)
-        await scope_manager.start(scope, gate, description, request.timeout or 0.0, grace, limits)
         ours.keep(start)
         run = Run(start, ours, spools or ours.spools, room, scope_manager, name)
         commit(run.job)
+        await starting
     except BaseException as error:
         # Without its control socket the gate goes, and has started nothing.
         if ours:
             ours.close(forget=True)
             for spool in ours.spools.values():
                 spool.close()
+        if starting:
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
         if isinstance(error, (OSError, EOFError, SystemdError)):
             raise PeerdError(Code.START_FAILED, peer=name, reason=str(error)) from None
         raise
+    run.release()
     log(
         Event.COMMAND_STARTED,
         f"{request.exec_id} for {caller} runs in {request.directory}: {request.command}",
@@ -317,14 +327,3 @@ def _credentials(entry: pwd.struct_passwd) -> dict[str, object]:
         "gid": entry.pw_gid,
         "groups": os.getgrouplist(entry.pw_name, entry.pw_gid),
     }
-
-
-async def _readable(end: socket.socket) -> None:
-    """Wait until a socket has something to read, or its other end has gone."""
-    loop = asyncio.get_running_loop()
-    ready = asyncio.Event()
-    loop.add_reader(end, ready.set)
-    try:
-        await ready.wait()
-    finally:
-        loop.remove_reader(end)

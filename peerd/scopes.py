@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +14,6 @@ from peerd.systemd1 import NoSuchUnit, Systemd, SystemdError
 
 SLICE = "peerd-exec.slice"
 _USEC = 1_000_000
-_CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 
 def scope_name(exec_id: str) -> str:
@@ -20,24 +21,27 @@ def scope_name(exec_id: str) -> str:
     return f"peerd-exec-{exec_id}.scope"
 
 
-def _cgroup(name: str) -> Path:
+def _cgroup(name: str) -> str:
     # systemd.slice(5): the dashes in a slice's name are its place in the tree.
-    return _CGROUP_ROOT / "peerd.slice" / SLICE / name
+    return f"/sys/fs/cgroup/peerd.slice/{SLICE}/{name}"
 
 
 def processes(name: str) -> list[int]:
     """The pids in a scope of :data:`SLICE` and below; empty when it is gone."""
-    group = _cgroup(name)
-    try:
-        return [int(pid) for path in group.rglob("cgroup.procs") for pid in path.read_text().split()]
-    except OSError:
-        return []
+    found: list[int] = []
+    groups = [_cgroup(name)]
+    for group in groups:
+        with contextlib.suppress(OSError):
+            found += map(int, _read(f"{group}/cgroup.procs").split())
+            with os.scandir(group) as entries:
+                groups += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+    return found
 
 
 def kill(name: str) -> None:
     """SIGKILL everything in a scope without asking systemd, for when it does not answer (cgroup.kill of cgroups(7))."""
     with contextlib.suppress(OSError):
-        (_cgroup(name) / "cgroup.kill").write_text("1")
+        Path(_cgroup(name), "cgroup.kill").write_text("1")
 
 
 @dataclass(frozen=True)
@@ -58,16 +62,21 @@ def figures(name: str) -> Figures:
     """What a scope has used, while it exists (cpu.stat, memory.peak and memory.events of cgroups(7))."""
     group = _cgroup(name)
     return Figures(
-        _entry(group / "cpu.stat", "usage_usec"),
-        _entry(group / "memory.peak", ""),
-        _entry(group / "memory.events", "oom_kill") or 0,
+        _entry(f"{group}/cpu.stat", "usage_usec"),
+        _entry(f"{group}/memory.peak", ""),
+        _entry(f"{group}/memory.events", "oom_kill") or 0,
     )
 
 
-def _entry(file: Path, key: str) -> int | None:
+def _read(file: str) -> str:
+    with open(file, "rb", 0) as opened:
+        return opened.read().decode("ascii")
+
+
+def _entry(file: str, key: str) -> int | None:
     """The number behind a key in a file of a control group."""
     try:
-        for line in file.read_text().splitlines():
+        for line in _read(file).splitlines():
             name, _, number = line.rpartition(" ")
             if name == key:
                 return int(number)
@@ -109,9 +118,15 @@ class ScopeManager:
         self._systemd = systemd
 
     async def start(
-        self, name: str, pid: int, description: str, timeout: float, grace: float, limits: Limits | None = None
+        self,
+        name: str,
+        pids: Sequence[int],
+        description: str,
+        timeout: float,
+        grace: float,
+        limits: Limits | None = None,
     ) -> None:
-        """Move a process into a new scope and return when the scope is active.
+        """Move processes into a new scope and return when the scope is active.
 
         :param timeout: seconds after which systemd stops the whole scope (RuntimeMaxSec=)
         :param grace: seconds from SIGTERM to SIGKILL when it is stopped (TimeoutStopSec=)
@@ -120,7 +135,7 @@ class ScopeManager:
         """
         properties = [
             ("Description", Variant("s", description)),
-            ("PIDs", Variant("au", [pid])),
+            ("PIDs", Variant("au", list(pids))),
             ("Slice", Variant("s", SLICE)),
             ("RuntimeMaxUSec", Variant("t", max(1, round(timeout * _USEC)))),
             ("TimeoutStopUSec", Variant("t", max(1, round(grace * _USEC)))),

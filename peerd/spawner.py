@@ -3,16 +3,20 @@
 Run as a script by :class:`peerd.spawning.Spawner`. It imports nothing of peerd, so that a fork costs little and a
 command inherits nothing of the daemon: no descriptor, no variable, no memory.
 
-For each request it forks a *gate*. The gate opens a session of its own, waits for one byte on its control socket
-while the daemon moves it into a scope, then starts the command, waits for it and reports the wait status on the same
-socket. It stays inside the scope, so that its report does not depend on the daemon that asked for it.
+For every byte that it receives on its channel it makes a *gate*: two processes in a session of their own that wait for
+a command, so that when one comes nothing is left to do but to run it. One of them becomes the command; the other is
+its parent, waits for it and reports the wait status. Both are to be moved into a scope together. The parent stays
+inside, so that its report does not depend on the daemon that asked for it.
 
-A request is one byte that carries four descriptors (stdin, stdout, stderr, control; see unix(7), SCM_RIGHTS), then
-four bytes of length, then JSON: ``argv``, ``environment``, ``directory``, for another user than root ``uid``, ``gid``
-and ``groups``, and ``resolved`` where the directory must be entered without a symbolic link. The answer is the pid of
-the gate in four bytes. The gate writes :data:`STARTED` once the command runs, and then its report, a line of JSON:
-``{"status": N, "at": T}``, as from waitpid(2), at that time of CLOCK_MONOTONIC in seconds; or instead of both
-``{"errno": N, "step": "directory"}``.
+The answer, on the channel, is one message: the pids of the gate and of what becomes the command, four bytes each, and
+with it the gate's control socket (unix(7), SCM_RIGHTS); or an errno and a pid of 0 where no gate could be made.
+
+The control socket then takes one byte that carries three descriptors (stdin, stdout, stderr), four bytes of length,
+and JSON: ``argv``, ``environment``, ``directory``, for another user than root ``uid``, ``gid`` and ``groups``, and
+``resolved`` where the directory must be entered without a symbolic link. One byte more releases the command; at the
+end of the stream in its place, nothing is run. The gate writes :data:`STARTED` when the command starts, and then its
+report, a line of JSON: ``{"status": N, "at": T}``, as from waitpid(2), at that time of CLOCK_MONOTONIC in seconds; or
+instead of both ``{"errno": N, "step": "directory"}``.
 The gate stays until the daemon shuts the control socket down, so that the daemon can still read the scope's figures.
 """
 
@@ -22,6 +26,7 @@ import array
 import contextlib
 import errno
 import json
+import mmap
 import os
 import resource
 import signal
@@ -32,8 +37,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 LENGTH = struct.Struct("!I")
+PIDS = struct.Struct("!II")
 STARTED = b"\n"
-DESCRIPTORS = 4
+DESCRIPTORS = 3
 CONTROL = 3
 MAX_DESCRIPTOR = 1 << 20
 LOGIN_UMASK = 0o022
@@ -46,17 +52,22 @@ OOM_SPARE = "-1000"
 IGNORED_BY_GATE = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
 
-def receive_request(channel: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
-    """The next request and its descriptors, or None when the daemon has closed the channel."""
-    marker, ancillary, _, _ = channel.recvmsg(1, socket.CMSG_SPACE(DESCRIPTORS * array.array("i").itemsize))
+def receive_request(control: socket.socket) -> dict[str, Any] | None:
+    """The command, its descriptors put where they belong; None when the daemon wants none."""
+    marker, ancillary, _, _ = control.recvmsg(1, socket.CMSG_SPACE(DESCRIPTORS * array.array("i").itemsize))
     if not marker:
         return None
     descriptors = array.array("i")
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             descriptors.frombytes(data)
-    (size,) = LENGTH.unpack(receive_exactly(channel, LENGTH.size))
-    return json.loads(receive_exactly(channel, size)), list(descriptors)
+    # They arrive above 3, which is taken, so that no target number is overwritten before it is used.
+    for target, fd in enumerate(descriptors):
+        os.dup2(fd, target)
+        os.close(fd)
+    (size,) = LENGTH.unpack(receive_exactly(control, LENGTH.size))
+    request: dict[str, Any] = json.loads(receive_exactly(control, size))
+    return request
 
 
 def receive_exactly(channel: socket.socket, size: int) -> bytes:
@@ -73,37 +84,38 @@ def receive_exactly(channel: socket.socket, size: int) -> bytes:
     return bytes(data)
 
 
-def gate(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
-    """Wait to be released, run the command, report how it ended. Runs in the forked child and never returns."""
+def gate(channel: socket.socket) -> NoReturn:
+    """Make what becomes the command, and report how it ended. Runs in a forked child and never returns."""
     os.setsid()
     os.umask(LOGIN_UMASK)
+    # The command inherits what the gate ignores until it is itself: a stop that comes before waits for that.
+    signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED_BY_GATE)
     for number in IGNORED_BY_GATE:
         signal.signal(number, signal.SIG_IGN)
-    # Descriptors arrive above 3 (the channel holds one of them), so no target number is overwritten before it is used.
-    moved = [os.dup2(fd, target, inheritable=target != CONTROL) for target, fd in enumerate(descriptors)]
-    os.closerange(len(moved), MAX_DESCRIPTOR)
-    if not os.read(CONTROL, 1):
-        os._exit(0)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    daemons, ours = socket.socketpair()
+    os.dup2(ours.detach(), CONTROL, inheritable=False)
+    # What kept the command from running, for both processes to see.
+    failure = mmap.mmap(-1, LENGTH.size)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.closerange(CONTROL + 1, MAX_DESCRIPTOR)
+            command(failure)
+        finally:
+            os._exit(EXIT_NOT_EXECUTABLE)
+    socket.send_fds(channel, [PIDS.pack(os.getpid(), pid)], [daemons.fileno()])
+    os.closerange(CONTROL + 1, MAX_DESCRIPTOR)
     # Without it nobody could say how a command ended that ran out of memory.
     with contextlib.suppress(OSError):
         OOM_SCORE.write_text(OOM_SPARE)
-    # The command inherits what the gate ignores until it is itself: a stop that comes before waits for that.
-    signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED_BY_GATE)
-    report: dict[str, object]
-    try:
-        enter(request)
-        pid = os.fork()
-    except OSError as error:
-        step = "start" if error.errno in (errno.EAGAIN, errno.ENOMEM) else "directory"
-        report = {"errno": error.errno, "step": step}
-    else:
-        if pid == 0:
-            execute(request)
-        drop_streams()
-        with contextlib.suppress(OSError):
-            os.write(CONTROL, STARTED)
-        report = {"status": os.waitpid(pid, 0)[1], "at": time.monotonic()}
-    drop_streams()
+    status = os.waitpid(pid, 0)[1]
+    report: dict[str, object] = {"status": status, "at": time.monotonic()}
+    (number,) = LENGTH.unpack(failure[:])
+    if number == errno.ECANCELED:
+        os._exit(0)
+    if number:
+        report = {"errno": number, "step": "directory"}
     with contextlib.suppress(OSError):
         os.write(CONTROL, json.dumps(report).encode() + b"\n")
         while os.read(CONTROL, 64):
@@ -111,12 +123,23 @@ def gate(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
     os._exit(0)
 
 
-def drop_streams() -> None:
-    """Let go of the command's pipes: they must close when the command closes them, whatever the gate still does."""
-    null = os.open(os.devnull, os.O_RDWR)
-    for fd in range(CONTROL):
-        os.dup2(null, fd)
-    os.close(null)
+def command(failure: mmap.mmap) -> NoReturn:
+    """Wait for a command and for its release, and become it."""
+    with contextlib.suppress(OSError):
+        OOM_SCORE.write_text("0")
+    control = socket.socket(fileno=CONTROL)
+    request = receive_request(control)
+    if request is None or not control.recv(1):
+        failure[:] = LENGTH.pack(errno.ECANCELED)
+        os._exit(0)
+    try:
+        enter(request)
+    except OSError as error:
+        failure[:] = LENGTH.pack(error.errno or errno.EIO)
+        os._exit(0)
+    with contextlib.suppress(OSError):
+        control.send(STARTED)
+    execute(request)
 
 
 def enter(request: dict[str, Any]) -> None:
@@ -146,8 +169,6 @@ def execute(request: dict[str, Any]) -> NoReturn:
     for number in (*IGNORED_BY_GATE, signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED_BY_GATE)
-    with contextlib.suppress(OSError):
-        OOM_SCORE.write_text("0")
     argv = request["argv"]
     try:
         if "uid" in request:
@@ -161,32 +182,30 @@ def execute(request: dict[str, Any]) -> NoReturn:
 
 
 def main() -> None:
-    """Serve requests on the socket that is standard input until the daemon closes it."""
+    """Make gates for the socket that is standard input, one for each byte, until the daemon closes it."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # The daemon's own limit is raised for its connections; select(2) in a command would fail above 1024.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(LOGIN_NOFILE, hard), hard))
-    # Keeps numbers 0 to 3 taken, so that no descriptor that arrives has one of them.
-    channel = socket.socket(fileno=os.dup(0))
-    while os.dup(0) <= CONTROL:
+    # Keeps numbers 0 to 3 taken.
+    while (null := os.open(os.devnull, os.O_RDWR)) <= CONTROL:
         pass
-    while True:
-        received = receive_request(channel)
-        if received is None:
-            return
-        request, descriptors = received
-        pid = os.fork()
+    channel = socket.socket(fileno=os.dup(0))
+    os.dup2(null, 0)
+    while channel.recv(1):
+        try:
+            pid = os.fork()
+        except OSError as error:
+            channel.send(PIDS.pack(0, error.errno or errno.EAGAIN))
+            continue
         if pid == 0:
-            # The gate waits for its own child; SIG_IGN would reap it unseen.
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             try:
-                gate(request, descriptors)
+                gate(channel)
+            except OSError as error:
+                channel.send(PIDS.pack(0, error.errno or errno.EAGAIN))
             finally:
                 os._exit(EXIT_NOT_EXECUTABLE)
-        for fd in descriptors:
-            os.close(fd)
-        channel.sendall(LENGTH.pack(pid))
 
 
 if __name__ == "__main__":

@@ -1,36 +1,82 @@
-"""The daemon's end of the spawner process (see :mod:`peerd.spawner` for what it does and the format of requests)."""
+"""The daemon's end of the spawner process (see :mod:`peerd.spawner` for what it does and what is said to it)."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
+import os
 import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from peerd import spawner
 
+_SPARE = 1
+"""Gates that wait for a command: making one takes longer than all else that peerd has to do for it."""
+_MOST_ORDERED = 16
+"""Gates that are asked for at once, so that what is asked fits into the channel."""
+_LIMIT = 25.0
+"""Seconds for the spawner to make a gate."""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What runs one command, once it is told which (see :mod:`peerd.spawner`).
+
+    :ivar control: its socket, the owner's to close; it runs nothing more then
+    :ivar pid: the process that reports
+    :ivar command: the process that becomes the command
+    """
+
+    control: socket.socket
+    pid: int
+    command: int
+
+    async def prepare(
+        self,
+        argv: Sequence[str],
+        directory: str,
+        environment: Mapping[str, str],
+        streams: Sequence[int],
+        user: Mapping[str, object] | None = None,
+    ) -> None:
+        """Tell it what to run once it is released.
+
+        :param argv: the command, arguments as str with surrogateescape
+        :param streams: stdin, stdout and stderr; the caller closes its own copies
+        :param user: ``uid``, ``gid`` and ``groups`` of the user to run it as, if not root, and ``resolved``
+        :raises OSError: when it is gone
+        """
+        request = {"argv": argv, "directory": directory, "environment": environment, **(user or {})}
+        payload = json.dumps(request).encode()
+        socket.send_fds(self.control, [b"\0"], list(streams))
+        size = spawner.LENGTH.pack(len(payload))
+        await asyncio.get_running_loop().sock_sendall(self.control, size + payload)
+
 
 class Spawner:
-    """Starts gates. The process behind it is started with the first use, and anew when it has died."""
+    """Keeps gates at hand. The process behind it is started with the first use, and anew when it has died."""
 
     def __init__(self) -> None:
-        self._lock = asyncio.Lock()
         self._channel: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ready: asyncio.Queue[Gate | OSError] = asyncio.Queue()
+        self._takers = 0
+        self._ordered = 0
 
     def start(self) -> None:
         """Start the process ahead of the first command, unless it runs already.
 
         :raises OSError: when it cannot be started
         """
-        if self._process and self._process.poll() is None:
+        if self._channel:
             return
-        self.close()
-        ours, theirs = socket.socketpair()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", str(Path(spawner.__file__))],
@@ -40,50 +86,71 @@ class Spawner:
             )
         ours.setblocking(False)
         self._channel = ours
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(ours, self._receive, ours)
+        self._order()
 
-    async def spawn(
-        self,
-        argv: Sequence[str],
-        directory: str,
-        environment: Mapping[str, str],
-        descriptors: Sequence[int],
-        user: Mapping[str, object] | None = None,
-    ) -> int:
-        """Start a gate for one command; it waits for a byte on its control socket before it starts anything.
+    async def take(self) -> Gate:
+        """A gate for one command.
 
-        :param argv: the command, arguments as str with surrogateescape
-        :param user: ``uid``, ``gid`` and ``groups`` of the user to run it as, if not root, and ``resolved``
-        :param descriptors: stdin, stdout, stderr and control; the caller closes its own copies
-        :returns: the pid of the gate
-        :raises OSError: when the spawner cannot be started or dies
+        :raises OSError: when the spawner cannot make one, or cannot be started
         """
-        payload = json.dumps(
-            {"argv": argv, "directory": directory, "environment": environment, **(user or {})}
-        ).encode()
-        async with self._lock:
-            self.start()
-            channel = self._channel
-            assert channel is not None
-            loop = asyncio.get_running_loop()
-            try:
-                # One byte into an empty buffer: the previous request was answered, so this cannot block.
-                socket.send_fds(channel, [b"\0"], list(descriptors))
-                await loop.sock_sendall(channel, spawner.LENGTH.pack(len(payload)) + payload)
-                answer = await loop.sock_recv(channel, spawner.LENGTH.size)
-            except BaseException:
-                # Half a request leaves the stream out of step.
-                self.close()
-                raise
-            if len(answer) != spawner.LENGTH.size:
-                self.close()
-                raise ConnectionError("the spawner died")
-            return int(spawner.LENGTH.unpack(answer)[0])
+        self.start()
+        self._takers += 1
+        try:
+            self._order()
+            async with asyncio.timeout(_LIMIT):
+                gate = await self._ready.get()
+        finally:
+            self._takers -= 1
+        if isinstance(gate, OSError):
+            raise gate
+        return gate
+
+    def _order(self) -> None:
+        wanted = min(self._takers + _SPARE - self._ready.qsize(), _MOST_ORDERED)
+        assert self._channel
+        with contextlib.suppress(OSError):
+            while self._ordered < wanted:
+                self._channel.send(b"\0")
+                self._ordered += 1
+
+    def _receive(self, channel: socket.socket) -> None:
+        try:
+            message, descriptors, _, _ = socket.recv_fds(channel, spawner.PIDS.size, 1)
+        except BlockingIOError:
+            return
+        except OSError:
+            message, descriptors = b"", []
+        if not message:
+            self.close()
+            self._fail(ConnectionError("the spawner died"))
+            return
+        self._ordered -= 1
+        pid, second = spawner.PIDS.unpack(message)
+        if pid:
+            control = socket.socket(fileno=descriptors[0])
+            control.setblocking(False)
+            self._ready.put_nowait(Gate(control, pid, second))
+        else:
+            self._fail(OSError(second, os.strerror(second)))
+        self._order()
+
+    def _fail(self, error: OSError) -> None:
+        for _ in range(self._takers):
+            self._ready.put_nowait(error)
 
     def close(self) -> None:
-        """End the process; gates in their scopes go on."""
+        """End the process and the gates that have no command; the others, in their scopes, go on."""
         if self._channel:
+            if self._loop and not self._loop.is_closed():
+                self._loop.remove_reader(self._channel)
             self._channel.close()
             self._channel = None
+        while not self._ready.empty():
+            if isinstance(gate := self._ready.get_nowait(), Gate):
+                gate.control.close()
+        self._ordered = 0
         if self._process:
             self._process.kill()
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -59,17 +59,17 @@ class Record:
     """One record that peerd wrote to the journal, with the names of its fields as journald has them."""
 
     message: str
-    fields: dict[str, Any]
+    fields: dict[str, bytes]
 
     @property
     def event(self) -> Event:
         """Which event it records, by its MESSAGE_ID."""
-        return next(event for event in Event if event.value.message_id == self.fields["MESSAGE_ID"])
+        return next(event for event in Event if event.value.message_id == self.fields["MESSAGE_ID"].decode())
 
     def text(self, name: str) -> str | None:
         """A PEERD_ field as text, or None where it is absent."""
         value = self.fields.get(f"PEERD_{name.upper()}")
-        return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
+        return None if value is None else value.decode("utf-8", "surrogateescape")
 
 
 @dataclass
@@ -79,9 +79,10 @@ class Journal:
     records: list[Record] = field(default_factory=list)
     expected: set[Event] = field(default_factory=set)
 
-    def send(self, message: str, **fields: Any) -> None:
-        """As systemd.journal.send."""
-        self.records.append(Record(message, fields))
+    def sendv(self, *fields: bytes) -> None:
+        """As systemd.journal.sendv."""
+        record = {name.decode(): value for name, _, value in (field.partition(b"=") for field in fields)}
+        self.records.append(Record(record.pop("MESSAGE").decode("utf-8", "surrogateescape"), record))
 
     def expect(self, event: Event) -> None:
         """Let this test record an event that no good run has."""
@@ -329,11 +330,17 @@ class FakeScopes(ScopeManager):
         self._grace = 0.0
 
     async def start(
-        self, name: str, pid: int, description: str, timeout: float, grace: float, limits: Limits | None = None
+        self,
+        name: str,
+        pids: Sequence[int],
+        description: str,
+        timeout: float,
+        grace: float,
+        limits: Limits | None = None,
     ) -> None:
         self.calls.append(("start", name))
         self.timeouts.append((timeout, grace))
-        self.gates[name] = self.all_gates[name] = pid
+        self.gates[name] = self.all_gates[name] = pids[0]
         self._grace = grace
         if self.refuse:
             raise SystemdError(self.refuse)

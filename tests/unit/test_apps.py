@@ -119,7 +119,7 @@ def test_a_command_acts_on_the_unit_of_the_mode(records: Journal, name: str, met
     assert [asked.text(field) for field in ("app", "mode", "peer", "caller", "command")] == (
         ["cad", "prod", "vps", "ann@vps", name]
     )
-    assert changed.fields["OBJECT_SYSTEMD_UNIT"] == "cad-prod.service"
+    assert changed.fields["OBJECT_SYSTEMD_UNIT"] == b"cad-prod.service"
 
 
 def test_all_acts_on_every_mode_that_there_is() -> None:

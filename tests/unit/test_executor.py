@@ -6,6 +6,7 @@ import asyncio
 import os
 import select
 import signal
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -358,9 +359,15 @@ class Timed(FakeScopes):
         super().__init__()
 
     async def start(
-        self, name: str, pid: int, description: str, timeout: float, grace: float, limits: Limits | None = None
+        self,
+        name: str,
+        pids: Sequence[int],
+        description: str,
+        timeout: float,
+        grace: float,
+        limits: Limits | None = None,
     ) -> None:
-        await super().start(name, pid, description, timeout, grace, limits)
+        await super().start(name, pids, description, timeout, grace, limits)
         loop = asyncio.get_running_loop()
         loop.call_later(timeout, self.kill, name)
         loop.call_later(timeout + 2, self.kill, name, signal.SIGKILL)
@@ -466,7 +473,7 @@ def test_the_journal_has_the_start_and_the_end_with_their_fields(records: Journa
         assert [record.text(name) for name in ("exec_id", "peer", "caller", "directory", "command")] == [
             *(EXEC_ID, "laptop", "ann@laptop", "/tmp", "exit 3\n")
         ]
-        assert record.fields["OBJECT_SYSTEMD_UNIT"] == SCOPE
+        assert record.fields["OBJECT_SYSTEMD_UNIT"] == SCOPE.encode()
     assert [ended.text(name) for name in ("outcome", "exit_status", "duration_usec")] == [
         *("exited", "3", str(result.duration_usec))
     ]

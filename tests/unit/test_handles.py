@@ -32,9 +32,10 @@ class Made:
     """New descriptors, and the command's ends of them."""
 
     def __init__(self, stdin: bool = True, spooled: bool = True) -> None:
-        self.ours, theirs = handles.create(stdin, spooled)
-        self.stdin, self.stdout, self.stderr, control = theirs
-        self.control = socket.socket(fileno=control)
+        control, self.control = socket.socketpair()
+        control.setblocking(False)
+        self.ours = Handles(control)
+        self.stdin, self.stdout, self.stderr = self.ours.open(stdin, spooled)
 
     def close(self) -> None:
         """As a command that has ended."""

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -17,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from peerd.spawner import STARTED
-from peerd.spawning import Spawner
+from peerd.spawning import Gate, Spawner
 from unit.support import read_all, readable
 
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "NAME": "value é \udcff"}
@@ -31,12 +32,11 @@ def spawner() -> Iterator[Spawner]:
     spawner.close()
 
 
-class Gate:
+class Made:
     """One gate and our ends of its descriptors."""
 
-    def __init__(self, stack: ExitStack) -> None:
-        self.control, self.theirs = socket.socketpair()
-        self.control.setblocking(False)
+    def __init__(self, stack: ExitStack, gate: Gate) -> None:
+        self.control, self.pid, self.command = gate.control, gate.pid, gate.command
         stack.enter_context(self.control)
         null = os.open(os.devnull, os.O_RDONLY)
         self.read, writes = {}, []
@@ -44,14 +44,12 @@ class Gate:
             self.read[stream], write = os.pipe()
             stack.callback(os.close, self.read[stream])
             writes.append(write)
-        self.given = [null, *writes, self.theirs.fileno()]
-        self.pid = 0
+        self.given = [null, *writes]
 
     def let_go(self) -> None:
         """Close what the gate holds its own copies of."""
-        for fd in self.given[:3]:
+        for fd in self.given:
             os.close(fd)
-        self.theirs.close()
 
     async def report(self) -> dict[str, object] | None:
         """What the gate says at its end but for the time, None for nothing. It then waits until it is let go."""
@@ -79,14 +77,22 @@ async def gate(
     argv: Sequence[str],
     directory: str = "/",
     environment: Mapping[str, str] = ENVIRONMENT,
-) -> Gate:
+) -> Made:
     """A gate that waits to be released."""
-    made = Gate(stack)
+    taken = await spawner.take()
+    made = Made(stack, taken)
     try:
-        made.pid = await spawner.spawn(argv, directory, environment, made.given)
+        await taken.prepare(argv, directory, environment, made.given)
     finally:
         made.let_go()
     return made
+
+
+async def stocked(spawner: Spawner) -> Gate:
+    """The gate that is at hand for the next command."""
+    gate = await spawner.take()
+    spawner._ready.put_nowait(gate)
+    return gate
 
 
 async def finished(
@@ -228,16 +234,21 @@ def test_a_directory_whose_name_is_no_unicode_can_be_entered(spawner: Spawner, t
 def test_a_directory_that_cannot_be_entered_is_reported_with_its_errno(spawner: Spawner, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "loop").symlink_to("loop")
-    for name, number in [
-        ("missing", errno.ENOENT),
-        ("file", errno.ENOTDIR),
-        ("file/below", errno.ENOTDIR),
-        ("loop", errno.ELOOP),
-        ("x" * 300, errno.ENAMETOOLONG),
-    ]:
-        report, out, _ = shell(spawner, f"touch {tmp_path}/ran; echo ran", str(tmp_path / name))
-        assert report == {"errno": number, "step": "directory"}
-        assert out == b""
+    run = ["/bin/sh", "-c", f"touch {tmp_path}/ran; echo ran"]
+
+    async def main() -> None:
+        for name, number in [
+            ("missing", errno.ENOENT),
+            ("file", errno.ENOTDIR),
+            ("file/below", errno.ENOTDIR),
+            ("loop", errno.ELOOP),
+            ("x" * 300, errno.ENAMETOOLONG),
+        ]:
+            report, out, _ = await finished(spawner, run, str(tmp_path / name))
+            assert report == {"errno": number, "step": "directory"}
+            assert out == b""
+
+    asyncio.run(main())
     assert not (tmp_path / "ran").exists()
 
 
@@ -428,7 +439,9 @@ def test_a_spawner_that_died_is_started_anew(spawner: Spawner) -> None:
         first = spawner._process.pid
         spawner._process.kill()
         spawner._process.wait()
-        await finished(spawner, ["/bin/true"])
+        # The gate that was ready is as good as any.
+        for _ in range(2):
+            assert await finished(spawner, ["/bin/echo", "on"]) == ({"status": 0}, b"on\n", b"")
         assert spawner._process.pid != first
 
     asyncio.run(main())
@@ -460,7 +473,54 @@ def test_a_request_that_is_given_up_leaves_the_spawner_in_order(spawner: Spawner
 
 
 def test_closing_twice_is_no_error(spawner: Spawner) -> None:
-    spawner.start()
-    spawner.start()
-    spawner.close()
-    spawner.close()
+    async def main() -> None:
+        spawner.start()
+        spawner.start()
+        spawner.close()
+        spawner.close()
+
+    asyncio.run(main())
+
+
+def test_a_gate_is_at_hand_before_it_is_asked_for(spawner: Spawner) -> None:
+    async def main() -> None:
+        with ExitStack() as stack:
+            first = await gate(spawner, stack, ["/bin/true"])
+            await stocked(spawner)
+            taking = asyncio.create_task(gate(spawner, stack, ["/bin/true"]))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert taking.done()
+            for made in (first, taking.result()):
+                made.control.send(b"\n")
+                assert await made.report() == {"status": 0}
+
+    asyncio.run(main())
+
+
+def test_gates_that_are_not_needed_go_with_the_daemon(spawner: Spawner) -> None:
+    async def main() -> None:
+        spare = await stocked(spawner)
+        held = [os.pidfd_open(pid) for pid in (spare.pid, spare.command)]
+        spawner.close()
+        for fd in held:
+            await readable(fd)
+            os.close(fd)
+
+    asyncio.run(main())
+
+
+def test_where_no_gate_can_be_made_the_reason_is_told(spawner: Spawner) -> None:
+    async def main() -> None:
+        spawner.start()
+        assert spawner._process is not None
+        (await spawner.take()).control.close()
+        resource.prlimit(spawner._process.pid, resource.RLIMIT_NOFILE, (6, 6))
+        taken = await asyncio.gather(*(spawner.take() for _ in range(4)), return_exceptions=True)
+        # One or two may have been ready.
+        for gate in taken:
+            if isinstance(gate, Gate):
+                gate.control.close()
+        assert str(taken[-1]) == f"[Errno {errno.EMFILE}] {os.strerror(errno.EMFILE)}"
+
+    asyncio.run(main())

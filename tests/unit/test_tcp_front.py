@@ -906,7 +906,7 @@ def test_a_peer_looks_after_apps(records: Journal) -> None:
     assert [record.text(name) for name in ("app", "mode", "peer", "caller", "command")] == (
         ["cad", "prod", "laptop", "laptop", "startApp"]
     )
-    assert record.fields["OBJECT_SYSTEMD_UNIT"] == "cad-prod.service"
+    assert record.fields["OBJECT_SYSTEMD_UNIT"] == b"cad-prod.service"
 
 
 @pytest.mark.parametrize(
