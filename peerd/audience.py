@@ -50,7 +50,6 @@ class Audience:
             session.delivery.listen(None)
             for task in tasks:
                 task.cancel()
-            await asyncio.wait(tasks)
 
     async def _tell(self, offsets: Offsets) -> None:
         await self._run.started.wait()

@@ -40,6 +40,8 @@ _FIRST_DELAY = 0.25
 _LONGEST_DELAY = 5.0
 _GATHER = 0.05
 """Seconds in which changes become one signal."""
+_TOGETHER = 0.01
+"""Seconds for which a signal waits: the commands that it tells of do not wait for it."""
 _NO_QUEUE = 4
 _OWNER = (1, 4)
 """Flag and replies of RequestName in the D-Bus specification: become or already be the owner, or fail."""
@@ -68,6 +70,8 @@ class Bus:
         self._shown: Objects = {}
         self._jobs = Jobs(executor, self._signal)
         self._due: asyncio.TimerHandle | None = None
+        self._untold: list[tuple[str, str, str, list[Any]]] = []
+        self._telling: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """Take the name as soon as there is a bus."""
@@ -75,8 +79,9 @@ class Bus:
 
     async def close(self) -> None:
         """Leave the bus; calls that still run are not answered."""
-        if self._due:
-            self._due.cancel()
+        for timer in (self._due, self._telling):
+            if timer:
+                timer.cancel()
         tasks = [*self._tasks, *([self._holder] if self._holder else [])]
         for task in tasks:
             task.cancel()
@@ -141,6 +146,8 @@ class Bus:
         return list(reply.body)
 
     def _send(self, message: Message) -> None:
+        # What a reply is about was told before.
+        self._tell()
         if self._bus and self._bus.connected:
             self._bus.send(message)
 
@@ -362,8 +369,20 @@ class Bus:
         self._signal(ROOT, MANAGER, member, [objects[path][PEER]["PeerId"].value, path])
 
     def _signal(self, path: str, interface: str, member: str, body: list[Any]) -> None:
-        signature = "".join(signature for _, signature in INTERFACES[interface].signals[member])
-        self._send(Message.new_signal(path, interface, member, signature, body))
+        self._untold.append((path, interface, member, body))
+        if self._telling is None:
+            self._telling = asyncio.get_running_loop().call_later(_TOGETHER, self._tell)
+
+    def _tell(self) -> None:
+        """Send the signals that wait."""
+        if self._telling:
+            self._telling.cancel()
+            self._telling = None
+        untold, self._untold = self._untold, []
+        if self._bus and self._bus.connected:
+            for path, interface, member, body in untold:
+                signature = "".join(signature for _, signature in INTERFACES[interface].signals[member])
+                self._bus.send(Message.new_signal(path, interface, member, signature, body))
 
 
 def _machine_id() -> str:

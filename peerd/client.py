@@ -7,15 +7,19 @@ its way. The daemon parses the arguments; where there is none to ask, they are p
 from __future__ import annotations
 
 import errno
-import json
 import os
-import signal
 import sys
 from _socket import AF_UNIX, SOCK_STREAM, socket
 
+from peerd import quickjson
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal
     from typing import Any
+else:
+    # What the module signal would only wrap in enumerations.
+    import _signal as signal
 
 SOCKET = "/run/peerd/peerd.sock"
 PROTOCOL = 2
@@ -135,11 +139,11 @@ class _Call:
         # The socket is systemd's and takes connections for a daemon that cannot start, too.
         connection.settimeout(_GREETING_LIMIT)
         hello = {"type": "hello", "protocol": OLDEST_PROTOCOL, "newest": PROTOCOL, "version": "d"}
-        connection.sendall(f"{json.dumps(hello)}\n{json.dumps(invoke)}\n".encode())
+        connection.sendall(f"{quickjson.dumps(hello)}\n{quickjson.dumps(invoke)}\n".encode())
         while True:
             while not self._buffer and self._send_stdin():
                 pass
-            frame = json.loads(self._line())
+            frame = quickjson.loads(self._line().decode())
             data = self._exactly(frame.get("size", 0))
             status = self._take(frame, data)
             if status is not None:
@@ -217,7 +221,7 @@ class _Call:
     def _send(self, header: dict[str, Any], data: bytes = b"") -> None:
         # A signal here would put its cancel into the middle of the frame.
         signal.pthread_sigmask(signal.SIG_BLOCK, _CANCELLING)
-        self.connection.sendall(json.dumps(header).encode() + b"\n" + data)
+        self.connection.sendall(quickjson.dumps(header).encode() + b"\n" + data)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _CANCELLING)
 
     def _send_stdin(self) -> bool:
@@ -283,8 +287,8 @@ def _without_daemon(arguments: list[str], path: str, error: OSError) -> int:
 
     parsed = cli.parse(arguments)
     if isinstance(parsed, cli.Reply):
-        sys.stdout.write(parsed.stdout)
-        sys.stderr.write(parsed.stderr)
+        for fd, text in ((1, parsed.stdout), (2, parsed.stderr)):
+            _write(fd, text.encode("utf-8", "backslashreplace"))
         return parsed.status
     if error.errno == errno.EACCES:
         _complain(

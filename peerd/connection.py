@@ -15,6 +15,8 @@ from peerd.messages import Hello
 from peerd.protocol import Decoder, Frame
 
 _CHUNK = 256 * 1024
+_TOGETHER = 0.01
+"""Seconds that a frame which is in no hurry waits for another to go with it."""
 _NO_LINGER = struct.pack("ii", 1, 0)
 """socket(7): SO_LINGER, on, 0 seconds."""
 
@@ -29,6 +31,8 @@ class Connection:
         self._reader = reader
         self._writer = writer
         self._decoder = Decoder()
+        self._held = b""
+        self._due: asyncio.TimerHandle | None = None
         self.hello = Hello(protocol.OLDEST_VERSION, "")
 
     @property
@@ -66,7 +70,20 @@ class Connection:
 
     def post(self, type_: str, fields: Mapping[str, object] | None = None, payload: bytes = b"") -> None:
         """Queue a frame without waiting; for small ones."""
-        self._writer.write(protocol.encode(type_, fields, payload))
+        held, self._held = self._held, b""
+        self._writer.write(held + protocol.encode(type_, fields, payload))
+
+    def post_with_next(self, type_: str) -> None:
+        """Queue a frame that nobody waits for, to go with the next one: a packet costs more than what is in it."""
+        self._held += protocol.encode(type_)
+        if self._due is None:
+            self._due = asyncio.get_running_loop().call_later(_TOGETHER, self._let_go)
+
+    def _let_go(self) -> None:
+        self._due = None
+        held, self._held = self._held, b""
+        if held and not self._writer.is_closing():
+            self._writer.write(held)
 
     async def send(self, type_: str, fields: Mapping[str, object] | None = None, payload: bytes = b"") -> None:
         """Send a frame and wait while the other end is slow to take what was sent.
@@ -116,10 +133,12 @@ class Connection:
 
     def close(self) -> None:
         """Close; what was queued is still sent."""
+        self._let_go()
         self._writer.close()
 
     def abort(self) -> None:
         """Close at once and drop what was queued."""
+        self._held = b""
         # The transport of a socket that is closed already has let go of its event loop.
         if self.socket.fileno() < 0:
             return

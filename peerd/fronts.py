@@ -28,7 +28,7 @@ class FrameSink:
 
     async def started(self) -> None:
         """Tell that the command was started."""
-        await self._link.send("started")
+        self._link.post_with_next("started")
 
     async def output(self, stream: str, data: bytes) -> None:
         """Send output of "stdout" or "stderr"."""
@@ -129,16 +129,12 @@ class Conversation:
     async def __aexit__(self, *_: object) -> None:
         assert self._watcher is not None
         self._watcher.cancel()
-        await asyncio.gather(self._watcher, return_exceptions=True)
+        await asyncio.wait((self._watcher,))
 
     async def heard(self) -> bool:
         """Wait until the other end has heard the result; whether it has, or has gone instead."""
-        waits = [asyncio.create_task(event.wait()) for event in (self.done, self.gone)]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
+        assert self._watcher is not None
+        await asyncio.wait((self._watcher,))
         return self.done.is_set()
 
     def _tell_window(self, start: int | None, until: int) -> None:

@@ -136,7 +136,7 @@ class Remote:
         """Pass on what the target sends until the result, and what the caller says meanwhile."""
         session = self._session
         if link.resumable:
-            session.delivery.listen(lambda offsets: link.post("ack", offsets))
+            session.delivery.listen(lambda offsets: link.post("ack", offsets) if any(offsets.values()) else None)
         tasks = [asyncio.create_task(self._forward_cancel(link))]
         until = 0
         try:
@@ -173,7 +173,7 @@ class Remote:
                         return ExecResult(Outcome.EXITED, 0)
                 elif frame.type == "result":
                     if link.resumable:
-                        link.post("done")
+                        link.post_with_next("done")
                     return self._result(frame)
         finally:
             session.delivery.listen(None)
