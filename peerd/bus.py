@@ -11,14 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dbus_next import BusType, Message, MessageFlag, MessageType, Variant
+from dbus_next import BusType, Message, MessageFlag, MessageType
 from dbus_next.aio import MessageBus
 
 from peerd import busapi, busvalues, parameters, polkit, users
 from peerd.answer import Answer
-from peerd.busapi import INTERFACES, JOB, MANAGER, PEER, ROOT, Refused
+from peerd.busapi import INTERFACES, MANAGER, ROOT, Refused
 from peerd.busjobs import Jobs
 from peerd.buslink import gone, leave, widen
+from peerd.busobjects import Objects
 from peerd.buspipes import Pipes
 from peerd.busvalues import Collected
 from peerd.commands import Command
@@ -39,15 +40,13 @@ _CALL_TIMEOUT = 25.0
 _FIRST_DELAY = 0.25
 _LONGEST_DELAY = 5.0
 _GATHER = 0.05
-"""Seconds in which changes become one signal."""
+_GATHER_PER_PEER = 0.0002
+"""Seconds in which changes become one signal; all peers are looked through for what has changed."""
 _TOGETHER = 0.01
 """Seconds for which a signal waits: the commands that it tells of do not wait for it."""
 _NO_QUEUE = 4
 _OWNER = (1, 4)
 """Flag and replies of RequestName in the D-Bus specification: become or already be the owner, or fail."""
-
-Objects = Mapping[str, Mapping[str, Mapping[str, Variant]]]
-"""Properties by path and interface."""
 
 
 class Bus:
@@ -67,8 +66,8 @@ class Bus:
         self._holder: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._callers: dict[str, list[asyncio.Event]] = {}
-        self._shown: Objects = {}
         self._jobs = Jobs(executor, self._signal)
+        self._objects = Objects(node, self._status, self._jobs, self._signal)
         self._due: asyncio.TimerHandle | None = None
         self._untold: list[tuple[str, str, str, list[Any]]] = []
         self._telling: asyncio.TimerHandle | None = None
@@ -91,7 +90,8 @@ class Bus:
         """Something may have changed that a property shows; signals follow."""
         self._jobs.changed()
         if self._bus and self._due is None:
-            self._due = asyncio.get_running_loop().call_later(_GATHER, self._announce_soon)
+            gather = _GATHER + _GATHER_PER_PEER * len(self._node.book)
+            self._due = asyncio.get_running_loop().call_later(gather, self._announce_soon)
 
     # --- the connection
 
@@ -114,7 +114,8 @@ class Bus:
         try:
             await asyncio.wait_for(bus.connect(), _CALL_TIMEOUT)
             widen(bus)
-            self._bus, self._shown = bus, await self._objects()
+            self._bus = bus
+            await self._objects.begin()
             bus.add_message_handler(self._on_message)
             [reply] = await self._call(_DBUS, _DBUS_PATH, _DBUS, "RequestName", "su", [busapi.NAME, _NO_QUEUE])
             if reply not in _OWNER:
@@ -194,7 +195,7 @@ class Bus:
 
     async def _handle(self, message: Message) -> tuple[str, list[Any]] | None:
         """Do what a message asks for: the signature and the body of the reply, or None where it has been sent."""
-        interfaces = busapi.interfaces_of(message.path, self._paths())
+        interfaces = busapi.interfaces_of(message.path, self._objects.paths())
         if not interfaces:
             raise Refused("UnknownObject", f"No such object: {message.path}")
         name, method = self._find(message, interfaces)
@@ -219,11 +220,11 @@ class Bus:
     async def _standard(self, message: Message) -> list[Any]:
         match message.member:
             case "Introspect":
-                return [busapi.introspection(message.path, self._paths())]
+                return [busapi.introspection(message.path, self._objects.paths())]
             case "GetMachineId":
                 return [_machine_id()]
             case "GetManagedObjects":
-                objects = await self._objects()
+                objects = await self._objects.all()
                 return [{path: shown for path, shown in objects.items() if path != ROOT}]
             case "Get" | "GetAll" | "Set":
                 return await self._properties(message)
@@ -231,9 +232,9 @@ class Bus:
 
     async def _properties(self, message: Message) -> list[Any]:
         interface, *rest = message.body
-        if interface not in busapi.interfaces_of(message.path, self._paths()):
+        if interface not in busapi.interfaces_of(message.path, self._objects.paths()):
             raise Refused("UnknownInterface", f"No such interface at {message.path}: {interface}")
-        values = (await self._objects())[message.path].get(interface, {})
+        values = (await self._objects.all())[message.path].get(interface, {})
         if message.member == "GetAll":
             return [values]
         if rest[0] not in values:
@@ -321,52 +322,15 @@ class Bus:
 
     # --- what is shown
 
-    def _paths(self) -> dict[str, str]:
-        peers = {busapi.peer_path(peer_id): PEER for peer_id in self._node.book.ids()}
-        return {**peers, **{busapi.job_path(exec_id): JOB for exec_id in self._jobs.shown}}
-
-    async def _objects(self) -> Objects:
+    async def _status(self) -> Mapping[str, object]:
         session = _session(Caller(self._node.peer_id), Collected(), asyncio.Event())
         status = (await self._service.call("getPeerStatus", {}, session)).data
-        objects = {ROOT: {MANAGER: busvalues.values(MANAGER, status)}}
-        for peer in self._node.book.all():
-            objects[busapi.peer_path(peer.peer_id)] = {PEER: busvalues.values(PEER, peer.to_wire())}
-        for exec_id, job in self._jobs.shown.items():
-            objects[busapi.job_path(exec_id)] = {JOB: busvalues.of_job(job)}
-        return objects
+        assert isinstance(status, dict)
+        return status
 
     def _announce_soon(self) -> None:
         self._due = None
-        self._spawn(self._announce())
-
-    async def _announce(self) -> None:
-        """Tell what has changed since the last time."""
-        before, now = self._shown, await self._objects()
-        self._shown = now
-        jobs = {path for path in {*before, *now} if path.startswith(f"{busapi.JOBS}/")}
-        manager, properties = busapi.OBJECT_MANAGER, busapi.PROPERTIES
-        for path in before.keys() - now.keys() - jobs:
-            self._signal(ROOT, manager, "InterfacesRemoved", [path, list(before[path])])
-            self._about_peer("PeerRemoved", path, before)
-        for path in now.keys() - before.keys() - jobs:
-            self._signal(ROOT, manager, "InterfacesAdded", [path, now[path]])
-            self._about_peer("PeerAdded", path, now)
-            if now[path][PEER]["IsOnline"].value:
-                self._about_peer("PeerOnline", path, now)
-        for path in now.keys() & before.keys():
-            for interface, values in now[path].items():
-                described = INTERFACES[interface].properties
-                old = before[path][interface]
-                changed = {
-                    key: value for key, value in values.items() if described[key].announced and old[key] != value
-                }
-                if changed:
-                    self._signal(path, properties, "PropertiesChanged", [interface, changed, []])
-                if "IsOnline" in changed:
-                    self._about_peer("PeerOnline" if changed["IsOnline"].value else "PeerOffline", path, now)
-
-    def _about_peer(self, member: str, path: str, objects: Objects) -> None:
-        self._signal(ROOT, MANAGER, member, [objects[path][PEER]["PeerId"].value, path])
+        self._spawn(self._objects.announce())
 
     def _signal(self, path: str, interface: str, member: str, body: list[Any]) -> None:
         self._untold.append((path, interface, member, body))

@@ -9,10 +9,11 @@ from dbus_next import Variant
 
 from peerd import busapi
 from peerd.answer import Answer
-from peerd.busapi import INTERFACES, JOB
+from peerd.busapi import INTERFACES, JOB, PEER
 from peerd.commands import Command
 from peerd.errors import Code, Outcome, PeerdError
 from peerd.job import Job
+from peerd.peers import Peer
 
 _USEC = 1_000_000
 _NOT_RUN = (Outcome.FAILED, Outcome.DENIED, Outcome.UNREACHABLE)
@@ -74,6 +75,11 @@ def values(interface: str, source: Mapping[str, object]) -> dict[str, Variant]:
         name: Variant(described.signature, convert[described.signature](source.get(described.source)))
         for name, described in INTERFACES[interface].properties.items()
     }
+
+
+def of_peer(peer: Peer) -> dict[str, Variant]:
+    """The properties of a peer."""
+    return values(PEER, peer.to_wire())
 
 
 def of_job(job: Job) -> dict[str, Variant]:

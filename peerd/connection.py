@@ -70,8 +70,12 @@ class Connection:
 
     def post(self, type_: str, fields: Mapping[str, object] | None = None, payload: bytes = b"") -> None:
         """Queue a frame without waiting; for small ones."""
+        self.post_encoded(protocol.encode(type_, fields, payload))
+
+    def post_encoded(self, frames: bytes) -> None:
+        """Queue frames that were encoded once for several connections (:func:`peerd.protocol.encode`)."""
         held, self._held = self._held, b""
-        self._writer.write(held + protocol.encode(type_, fields, payload))
+        self._writer.write(held + frames)
 
     def post_with_next(self, type_: str) -> None:
         """Queue a frame that nobody waits for, to go with the next one: a packet costs more than what is in it."""

@@ -15,12 +15,12 @@ from peerd.connection import Connection
 from peerd.errors import Code, PeerdError
 from peerd.journal import Event, log
 from peerd.messages import Registration
+from peerd.network import KeyTable
+from peerd.news import News
 from peerd.peers import Peer, PeerBook, State
 from peerd.registry import Registry
 
-_PER_FRAME = 100
-_MAX_BACKLOG = 4 * 1024 * 1024
-_KEY_FRESH = 1.0
+_KEYS_FRESH = 1.0
 """Seconds for which an answer of wg(8) holds, so that many connections at once ask it once."""
 
 
@@ -36,17 +36,17 @@ class Hub:
         self._registry = registry
         self._config = config
         self._changed = changed
-        self._links: dict[str, Connection] = {}
         self._seen: set[str] = set()
-        self._keys: dict[str, tuple[float, str]] = {}
+        self._keys: tuple[float, KeyTable] = (-_KEYS_FRESH, KeyTable(""))
         self._asking = asyncio.Lock()
+        self._news = News(lambda: self.book)
         self._claims = Claims(registry.claims())
         self.book = PeerBook(registry.peers(), self._claims.shown())
 
     @property
     def workers(self) -> int:
         """How many workers are connected."""
-        return len(self._links)
+        return len(self._news)
 
     def set_self(self, me: Registration, address: str) -> None:
         """Enter this machine under its id and present address, whatever was there."""
@@ -65,16 +65,18 @@ class Hub:
         others = [other for other in found if other and (other.peer_id, other.ip_address) != (me.peer_id, address)]
         self._store(peer, others)
         for other in others:
-            self._drop_link(other.peer_id, PeerdError(Code.DELETED, peer=other.peer_id))
+            self._news.close(other.peer_id, PeerdError(Code.DELETED, peer=other.peer_id))
         self._put(peer)
 
-    async def register(self, link: Connection, address: str, claim: Registration) -> Peer:
+    async def register(self, link: Connection, address: str, claim: Registration, digest: str | None = None) -> Peer:
         """Enter a worker that registers over this link, and tell everybody.
 
         :param address: where the link comes from
+        :param digest: that of the copy of the registry which it has, None where it keeps none
         :raises PeerdError: why it is no peer; PENDING where it may become one
         """
-        key = await network.public_key(self._config().vpn_interface, address)
+        known = self.book.by_address(address)
+        key = await self._key(address, known.public_key if known else "")
         now = time.time()
         try:
             admitted = self._claims.admit(self.book, claim, address, key, now, self._config().registration)
@@ -85,13 +87,11 @@ class Hub:
         self._store(peer)
         if self.book.by_id(peer.peer_id) is None:
             self._drop_claim(address)
-        old = self._links.pop(peer.peer_id, None)
+        old = self._news.leave(peer.peer_id)
         if old and old is not link:
             old.abort()
         self._put(peer)
-        self._links[peer.peer_id] = link
-        link.post("registered", {"peer_id": peer.peer_id})
-        self.tell_all(link)
+        self._news.join(peer.peer_id, link, digest)
         log(
             Event.PEER_REGISTERED,
             f"Peer {peer.peer_id} ({address}) registered, peerd {peer.daemon_version}",
@@ -102,22 +102,20 @@ class Hub:
 
     def tell_all(self, link: Connection) -> None:
         """Send every peer over a link: how many there are, then their entries."""
-        link.post("reply", {"count": len(self.book), "claims": [claim.to_wire() for claim in self.book.claims]})
-        self._send(link, self.book.all())
+        self._news.tell_all(link)
 
     def heard(self, link: Connection, peer_id: str) -> None:
         """A heartbeat came over a link; answer it."""
-        peer = self.book.by_id(peer_id)
-        if peer and self._links.get(peer_id) is link:
-            self.book.put(replace(peer, last_seen=time.time()))
+        if self._news.link(peer_id) is link:
+            self.book.see(peer_id, time.time())
             self._seen.add(peer_id)
             link.post("heartbeat")
 
     def left(self, link: Connection, peer_id: str) -> None:
         """A link has ended."""
-        if self._links.get(peer_id) is not link:
+        if self._news.link(peer_id) is not link:
             return
-        del self._links[peer_id]
+        self._news.leave(peer_id)
         peer = self.book.by_id(peer_id)
         if peer:
             self._put(replace(peer, is_online=False))
@@ -203,12 +201,7 @@ class Hub:
 
     async def genuine(self, peer: Peer) -> bool:
         """Whether the WireGuard key behind a peer's address is the one that it registered with, as far as is known."""
-        async with self._asking:
-            asked, key = self._keys.get(peer.ip_address, (-_KEY_FRESH, ""))
-            now = asyncio.get_running_loop().time()
-            if now - asked > _KEY_FRESH:
-                key = await network.public_key(self._config().vpn_interface, peer.ip_address)
-                self._keys[peer.ip_address] = (now, key)
+        key = await self._key(peer.ip_address)
         return not key or not peer.public_key or key == peer.public_key
 
     def flush(self) -> None:
@@ -217,15 +210,28 @@ class Hub:
         # Where it cannot be stored now it is the next time.
         with contextlib.suppress(PeerdError):
             if peers:
-                self._registry.store(peers, matters=False)
+                self._registry.store_seen(peers)
             self._seen.clear()
 
     def close(self) -> None:
         """Store what is to be stored and close the links."""
         self.flush()
-        for link in self._links.values():
-            link.close()
-        self._links.clear()
+        self._news.close_all()
+
+    async def _key(self, address: str, expected: str | None = None) -> str:
+        """The WireGuard key behind an address; "" where it is not known.
+
+        :param expected: the key that it should be, so that another is asked for anew; None where a moment ago will do
+        """
+        async with self._asking:
+            asked, table = self._keys
+            if asyncio.get_running_loop().time() - asked < _KEYS_FRESH:
+                key = table.of(address)
+                if expected in (key, None) or not table:
+                    return key
+            table = await network.public_keys(self._config().vpn_interface)
+            self._keys = (asyncio.get_running_loop().time(), table)
+            return table.of(address)
 
     def _refuse(self, claim: Registration, address: str, key: str, now: float, error: PeerdError) -> None:
         entry = self._claims.refused(claim, address, key, now, error.code)
@@ -262,24 +268,21 @@ class Hub:
     def _remove(self, peer: Peer, why: PeerdError) -> None:
         """Take a peer out of the book, and tell it why and the others that it is gone."""
         self.book.remove(peer.peer_id)
-        self._drop_link(peer.peer_id, why)
-        for link in self._links.values():
-            link.post("peerRemoved", {"peer_id": peer.peer_id})
+        self._news.close(peer.peer_id, why)
+        self._news.removed(peer.peer_id)
         self._changed()
 
-    def _drop_link(self, peer_id: str, error: PeerdError) -> None:
-        link = self._links.pop(peer_id, None)
-        if link:
-            link.post("error", error.to_wire())
-            link.close()
-
     def _put(self, peer: Peer) -> None:
-        if self.book.by_id(peer.peer_id) == peer:
+        known = self.book.by_id(peer.peer_id)
+        if known == peer:
             return
-        self.book.put(peer)
         self._seen.add(peer.peer_id)
-        for link in list(self._links.values()):
-            self._send(link, [peer])
+        if known == replace(peer, is_online=not peer.is_online, last_seen=known.last_seen if known else 0.0):
+            self.book.see(peer.peer_id, peer.last_seen, peer.is_online)
+            self._news.came_or_went(peer.peer_id)
+        else:
+            self.book.put(peer)
+            self._news.changed(peer.peer_id)
         self._changed()
 
     def _store(self, peer: Peer, instead_of: Iterable[Peer] = ()) -> None:
@@ -293,14 +296,6 @@ class Hub:
                 self._registry.forget_claim(peer.ip_address)
             self._registry.store([peer])
 
-    def _send(self, link: Connection, peers: list[Peer]) -> None:
-        # A worker that does not read is dropped: when it comes back it gets the whole registry again.
-        if link.backlog > _MAX_BACKLOG:
-            link.abort()
-            return
-        for chunk in _chunks(peers):
-            link.post("peers", {"peers": [peer.to_wire() for peer in chunk]})
-
 
 def _only(found: list[Peer], peer_id: str, address: str | None) -> Peer:
     chosen = [peer for peer in found if address in (None, peer.ip_address)]
@@ -310,7 +305,3 @@ def _only(found: list[Peer], peer_id: str, address: str | None) -> Peer:
         addresses = " and ".join(peer.ip_address for peer in chosen)
         raise PeerdError(Code.USAGE, reason=f"{peer_id} registers from {addresses}: --address is needed")
     return chosen[0]
-
-
-def _chunks(peers: list[Peer]) -> Iterable[list[Peer]]:
-    return (peers[start : start + _PER_FRAME] for start in range(0, len(peers), _PER_FRAME))

@@ -14,7 +14,7 @@ from peerd import __version__, connection, validate
 from peerd.connection import Connection
 from peerd.errors import Code, PeerdError
 from peerd.journal import report
-from peerd.messages import Registration, take
+from peerd.messages import Registration, take, take_optional
 from peerd.peers import Peer, PeerBook
 from peerd.protocol import Frame
 
@@ -281,10 +281,10 @@ class LeaderLink:
         heartbeat: asyncio.Task[None] | None = None
         try:
             async with asyncio.timeout(self._timeout()):
-                await link.send("registerPeer", self._me().to_wire())
+                await link.send("registerPeer", {**self._me().to_wire(), "digest": self.book.digest})
                 await link.expect("registered")
                 # Replaced as a whole, so that a peer that went while the link was away goes here too.
-                self.book = await receive_book(link)
+                self.book = await receive_book(link, self.book)
             self._doubt.clear()
             self.connected, self.error = True, None
             self._decided.set()
@@ -308,6 +308,13 @@ class LeaderLink:
         if frame.type == "peers":
             for peer in entries(frame):
                 self.book.put(peer)
+        elif frame.type == "presence":
+            if take(frame.fields, "all", validate.boolean, False):
+                for peer in list(self.book):
+                    self.book.see(peer.peer_id, online=False)
+            for online in (True, False):
+                for peer_id in take_optional(frame.fields, "online" if online else "offline", _ids) or ():
+                    self.book.see(peer_id, online=online)
         elif frame.type == "peerRemoved":
             self.book.remove(take(frame.fields, "peer_id", validate.peer_id))
         self._updated()
@@ -337,21 +344,32 @@ def _count(value: object) -> int:
     return validate.integer(value, 0, MAX_PEERS)
 
 
+def _ids(value: object) -> list[str]:
+    if not isinstance(value, list):
+        raise ValueError("must be a list of ids")
+    return [validate.peer_id(item) for item in value]
+
+
 def _claims(value: object) -> list[Peer]:
     if not isinstance(value, list) or len(value) > MAX_CLAIMS:
         raise ValueError(f"must be a list of at most {MAX_CLAIMS}")
     return [Peer.from_wire(entry) for entry in value]
 
 
-async def receive_book(link: Connection) -> PeerBook:
+async def receive_book(link: Connection, copy: PeerBook | None = None) -> PeerBook:
     """All peers, as a leader sends them: how many there are, then their entries.
 
+    :param copy: a copy of which the leader may say that it is still right
     :raises PeerdError: BAD_MESSAGE
     :raises ConnectionError: when the connection ends before the last of them
     """
     reply = (await link.expect("reply")).fields
     count = take(reply, "count", _count)
-    book = PeerBook(claims=take(reply, "claims", _claims, []))
+    claims = take_optional(reply, "claims", _claims) or []
+    if copy is not None and take(reply, "same", validate.boolean, False):
+        copy.claims = claims
+        return copy
+    book = PeerBook(claims=claims)
     received = 0
     while received < count:
         peers = entries(await link.expect("peers"))

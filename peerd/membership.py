@@ -85,12 +85,7 @@ class Membership:
 
     async def do_get_peer_info(self, session: Session, peer: str) -> Answer:
         """One registered peer."""
-        if self._node.link is None or not self._node.link.connected:
-            return Answer(self._show(await self._node.resolve(peer)))
-        book, error = await self._node.peers()
-        found = book.by_id(peer)
-        if not found:
-            raise book.missing(peer)
+        found, error = await self._node.peer(peer)
         return Answer(self._show(found), error=error)
 
     async def do_get_peer_id_by_ip(self, session: Session, ip: str) -> Answer:

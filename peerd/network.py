@@ -8,7 +8,6 @@ import contextlib
 import errno
 import fcntl
 import functools
-import ipaddress
 import os
 import pwd
 import random
@@ -37,6 +36,8 @@ _MOST_BYTES = 1024
 # rtnetlink(7): links, IPv4 addresses and IPv4 routes.
 _RTMGRP = 0x1 | 0x10 | 0x40
 _WG_TIMEOUT = 5.0
+_ADDRESS_BITS = 32
+_LENGTHS = range(_ADDRESS_BITS + 1)
 _KEEPALIVE = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 5),
@@ -156,40 +157,55 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-async def public_key(interface: str, address: str) -> str:
-    """The WireGuard public key whose allowed IPs hold this address most specifically; "" where that is not known.
+class KeyTable:
+    """Which WireGuard public key an address belongs to: the one whose allowed IPs hold it most specifically.
 
-    The leader's cryptokey routing is what vouches for the address (wg(8), ``show … dump``).
+    The leader's cryptokey routing is what vouches for an address. False where nothing is known.
+
+    :param dump: the output of ``wg show INTERFACE dump`` (wg(8))
     """
+
+    def __init__(self, dump: str) -> None:
+        self._by_length: dict[int, dict[int, str]] = {}
+        for line in dump.splitlines()[1:]:
+            columns = line.split("\t")
+            for allowed in columns[3].split(",") if len(columns) > 3 else ():
+                address, _, length = allowed.partition("/")
+                # Of the two families only this one has our peers.
+                with contextlib.suppress(OSError, ValueError):
+                    bits = _LENGTHS.index(int(length))
+                    self._by_length.setdefault(bits, {})[_number(address) >> (_ADDRESS_BITS - bits)] = columns[0]
+        self._lengths = sorted(self._by_length, reverse=True)
+
+    def __bool__(self) -> bool:
+        return bool(self._by_length)
+
+    def of(self, address: str) -> str:
+        """The key behind an address, or ""."""
+        number = _number(address)
+        routes = (self._by_length[bits].get(number >> (_ADDRESS_BITS - bits), "") for bits in self._lengths)
+        return next(filter(None, routes), "")
+
+
+def _number(address: str) -> int:
+    return int.from_bytes(socket.inet_pton(socket.AF_INET, address))
+
+
+async def public_keys(interface: str) -> KeyTable:
+    """The keys of the peers of an interface; an empty table where they are not known."""
     try:
         process = await asyncio.create_subprocess_exec(
             "wg", "show", interface, "dump", stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
         )
     except OSError:
-        return ""
+        return KeyTable("")
     try:
         output, _ = await asyncio.wait_for(process.communicate(), _WG_TIMEOUT)
     except TimeoutError:
         process.kill()
         await process.wait()
-        return ""
-    return key_of(output.decode("ascii", "replace"), address)
-
-
-def key_of(dump: str, address: str) -> str:
-    """The public key in the output of ``wg show INTERFACE dump`` that routes this address, or ""."""
-    target = ipaddress.ip_address(address)
-    best, key = -1, ""
-    for line in dump.splitlines()[1:]:
-        columns = line.split("\t")
-        if len(columns) < 4:
-            continue
-        for allowed in columns[3].split(","):
-            with contextlib.suppress(ValueError):
-                network = ipaddress.ip_network(allowed, strict=False)
-                if target in network and network.prefixlen > best:
-                    best, key = network.prefixlen, columns[0]
-    return key
+        return KeyTable("")
+    return KeyTable(output.decode("ascii", "replace"))
 
 
 def is_member(connection: socket.socket) -> bool:

@@ -148,6 +148,22 @@ class Node:
             raise error
         return self.link.book, error
 
+    async def peer(self, peer_id: str) -> tuple[Peer, PeerdError | None]:
+        """One peer, on a worker as the leader knows it now.
+
+        :returns: the peer, and why it is only as it was known last, or None
+        :raises PeerdError: PEER_NOT_FOUND, or why the leader cannot be asked
+        """
+        if self.link is None or not self.link.connected:
+            return await self.resolve(peer_id), None
+        try:
+            return Peer.from_wire(await self._ask("getPeerInfo", {"peer": peer_id})), None
+        except PeerdError as error:
+            known = self.book.by_id(peer_id)
+            if error.code is not Code.NOT_CONNECTED or known is None:
+                raise
+            return known, error
+
     async def change_registry(self, action: RegistryAction, peer_id: str, address: str | None, caller: str) -> None:
         """Delete, approve or reject a peer, on a worker by asking the leader.
 

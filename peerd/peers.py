@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import difflib
 import enum
-from collections.abc import Iterable, Mapping
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 
 from peerd import validate
@@ -81,6 +83,15 @@ class Peer:
 
 
 _FIELDS = tuple(field.name for field in fields(Peer))
+_OF_THE_MOMENT = ("last_seen", "is_online")
+_COPIED = tuple(name for name in _FIELDS if name not in _OF_THE_MOMENT)
+_DIGEST_SIZE = 8
+
+
+def _fingerprint(peer: Peer) -> int:
+    """A number for what there is to know of a peer beyond the moment, the same on every machine."""
+    text = json.dumps([getattr(peer, name) for name in _COPIED])
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=_DIGEST_SIZE).digest())
 
 
 def _state(value: object) -> State:
@@ -121,11 +132,21 @@ class PeerBook:
         self.claims = list(claims)
         self._by_id: dict[str, Peer] = {}
         self._by_address: dict[str, Peer] = {}
+        self._fingerprints: dict[str, int] = {}
+        self._digest = 0
         for peer in peers:
             self.put(peer)
 
     def __len__(self) -> int:
         return len(self._by_id)
+
+    def __iter__(self) -> Iterator[Peer]:
+        return iter(self._by_id.values())
+
+    @property
+    def digest(self) -> str:
+        """The same for two books with the same peers, whatever of them is only of the moment."""
+        return f"{self._digest:0{2 * _DIGEST_SIZE}x}"
 
     def all(self) -> list[Peer]:
         """All peers in the order of their addresses."""
@@ -157,12 +178,22 @@ class PeerBook:
                 self.remove(old.peer_id)
         self._by_id[peer.peer_id] = peer
         self._by_address[peer.ip_address] = peer
+        self._fingerprints[peer.peer_id] = fingerprint = _fingerprint(peer)
+        self._digest ^= fingerprint
+
+    def see(self, peer_id: str, now: float | None = None, online: bool = True) -> None:
+        """Change what is of the moment: whether a peer is online and, in seconds since the epoch, when it was seen."""
+        known = self._by_id.get(peer_id)
+        if known:
+            peer = replace(known, is_online=online, last_seen=known.last_seen if now is None else now)
+            self._by_id[peer_id] = self._by_address[peer.ip_address] = peer
 
     def remove(self, peer_id: str) -> Peer | None:
         """Remove the peer with this id and return it, or None where there is none."""
         peer = self._by_id.pop(peer_id, None)
         if peer:
             del self._by_address[peer.ip_address]
+            self._digest ^= self._fingerprints.pop(peer_id)
         return peer
 
     def admit(self, claim: Registration, address: str, public_key: str, now: float) -> Peer:

@@ -17,6 +17,8 @@ from peerd.peers import Peer, State
 SCHEMA_VERSION = 3
 """Kept in the database as PRAGMA user_version (sqlite.org/pragma.html)."""
 
+_SEEN = "UPDATE peer_registry SET last_seen = ? WHERE peer_id = ?"
+
 
 @dataclass(frozen=True)
 class Identity:
@@ -125,16 +127,19 @@ class Registry:
         """All stored peers."""
         return [Peer(**row) for row in self._peers.select().dicts()]
 
-    def store(self, peers: Iterable[Peer], matters: bool = True) -> None:
-        """Insert or replace these peers. Whether a peer is online is the link's to say and is not stored.
-
-        :param matters: whether more has changed than when they were seen
-        """
-        with self._store.writing(matters):
+    def store(self, peers: Iterable[Peer]) -> None:
+        """Insert or replace these peers. Whether a peer is online is the link's to say and is not stored."""
+        with self._store.writing():
             for peer in peers:
                 row = asdict(peer)
                 del row["is_online"], row["state"]
                 self._peers.replace(**row).execute()
+
+    def store_seen(self, peers: Iterable[Peer]) -> None:
+        """Store when these peers were seen, of those that are stored."""
+        with self._store.writing(matters=False):
+            seen = [(peer.last_seen, peer.peer_id) for peer in peers]
+            self._database.connection().executemany(_SEEN, seen)
 
     def forget(self, peer_ids: Iterable[str]) -> int:
         """Delete these peers; the number of rows that went."""

@@ -127,7 +127,8 @@ class TcpFront(Front):
     async def _register(self, link: Connection, address: str, frame: Frame) -> str:
         if self._node.hub is None:
             raise PeerdError(Code.NOT_LEADER, address=self._node.address or self._node.peer_id)
-        return (await self._node.hub.register(link, address, Registration.from_wire(frame.fields))).peer_id
+        digest = take_optional(frame.fields, "digest", _digest)
+        return (await self._node.hub.register(link, address, Registration.from_wire(frame.fields), digest)).peer_id
 
     async def _handle(self, link: Connection, address: str, frame: Frame) -> None:
         peer = await self._node.identify(address)
@@ -244,6 +245,10 @@ class TcpFront(Front):
         async with Conversation(link) as talk:
             answer = await _while_there(talk, self._apps.do(request, Caller(peer.peer_id), notes.append))
         await link.send("reply", answer_to_wire(answer, notes))
+
+
+def _digest(value: object) -> str:
+    return validate.string(value, "digest", messages.MAX_TEXT)
 
 
 async def _while_there(talk: Conversation, work: Coroutine[Any, Any, T]) -> T:

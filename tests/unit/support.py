@@ -10,7 +10,7 @@ import resource
 import signal
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,6 +24,7 @@ from peerd.history import History
 from peerd.job import Job
 from peerd.journal import Event
 from peerd.messages import ExecRequest, ExecResult, Offsets, Registration
+from peerd.network import KeyTable
 from peerd.protocol import Decoder, Frame
 from peerd.run import Run
 from peerd.scopes import Limits, ScopeManager
@@ -52,6 +53,11 @@ def settings(**changes: Any) -> Config:
 def registration(peer_id: str = "laptop", **changes: Any) -> Registration:
     """What a worker says of itself."""
     return replace(Registration(peer_id, f"{peer_id}-host", "02:00:00:00:00:01", "0.1.0"), **changes)
+
+
+def key_table(keys: Mapping[str, str]) -> KeyTable:
+    """The WireGuard keys of these addresses."""
+    return KeyTable("\n" + "".join(f"{key}\t\t\t{address}/32\n" for address, key in keys.items()))
 
 
 @dataclass(frozen=True)

@@ -194,11 +194,11 @@ def test_backups_are_few_and_apart(path: Path, clock: Clock) -> None:
 def test_only_what_matters_is_backed_up_at_once(path: Path, clock: Clock) -> None:
     backup = path.with_name("peerd.db.backup")
     with opened(path) as registry:
-        registry.store([replace(LAPTOP, last_seen=3.0)], matters=False)
+        registry.store_seen([replace(LAPTOP, last_seen=3.0)])
         clock.now += 4000.0
         registry.back_up()
         before = backup.stat().st_ino
-        registry.store([replace(LAPTOP, last_seen=4.0)], matters=False)
+        registry.store_seen([replace(LAPTOP, last_seen=4.0)])
         registry.back_up()
         assert backup.stat().st_ino == before
         registry.store([DESKTOP])

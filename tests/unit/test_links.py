@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -262,7 +263,9 @@ async def worker(peers: FakePeers, interval: float = 1000.0, timeout: float = 5.
 async def admit(peers: FakePeers, *known: Peer) -> Wire:
     """Play the leader: take a registration, and answer with these peers."""
     wire = await peers.links.get()
-    assert (await wire.link.expect("registerPeer")).fields == registration("laptop").to_wire()
+    fields = dict((await wire.link.expect("registerPeer")).fields)
+    assert re.fullmatch("[0-9a-f]{16}", str(fields.pop("digest")))
+    assert fields == registration("laptop").to_wire()
     wire.link.post("registered", {"peer_id": "laptop"})
     wire.link.post("reply", {"count": len(known)})
     if known:

@@ -25,7 +25,7 @@ key-0\t(none)\t(none)\t(none)\t0\t0\t0\toff
     [("10.0.0.2", "key-2"), ("10.0.0.4", "key-4"), ("10.0.4.77", "key-4"), ("10.0.0.3", "key-9"), ("1.1.1.1", "key-9")],
 )
 def test_the_key_of_an_address_is_that_of_the_most_specific_route(address: str, key: str) -> None:
-    assert network.key_of(DUMP, address) == key
+    assert network.KeyTable(DUMP).of(address) == key
 
 
 @pytest.mark.parametrize(
@@ -36,11 +36,11 @@ def test_the_key_of_an_address_is_that_of_the_most_specific_route(address: str, 
     ],
 )
 def test_an_address_that_nobody_routes_has_no_key(dump: str) -> None:
-    assert network.key_of(dump, "10.0.0.2") == ""
+    assert network.KeyTable(dump).of("10.0.0.2") == ""
 
 
 def test_the_line_of_the_interface_itself_is_no_peer() -> None:
-    assert network.key_of("key\t(none)\t(none)\t10.0.0.2/32\t0\t0\t0\toff\n", "10.0.0.2") == ""
+    assert network.KeyTable("key\t(none)\t(none)\t10.0.0.2/32\t0\t0\t0\toff\n").of("10.0.0.2") == ""
 
 
 def fake_wg(directory: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,24 +53,24 @@ def fake_wg(directory: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_key_comes_from_wg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "dump").write_text(DUMP)
     fake_wg(tmp_path, f'[ "$*" = "show wg0 dump" ] && cat {tmp_path}/dump', monkeypatch)
-    assert asyncio.run(network.public_key("wg0", "10.0.0.4")) == "key-4"
+    assert asyncio.run(network.public_keys("wg0")).of("10.0.0.4") == "key-4"
 
 
 @pytest.mark.parametrize("script", ["exit 1", "printf '\\377\\n\\377\\t\\t\\t10.0.0.4/33\\n'", "echo no >&2; kill $$"])
 def test_a_wg_that_fails_knows_no_key(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_wg(tmp_path, script, monkeypatch)
-    assert asyncio.run(network.public_key("wg0", "10.0.0.4")) == ""
+    assert asyncio.run(network.public_keys("wg0")).of("10.0.0.4") == ""
 
 
 def test_without_wg_no_key_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert asyncio.run(network.public_key("wg0", "10.0.0.4")) == ""
+    assert asyncio.run(network.public_keys("wg0")).of("10.0.0.4") == ""
 
 
 def test_a_wg_that_does_not_answer_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network, "_WG_TIMEOUT", 0.05)
     fake_wg(tmp_path, "exec sleep 1000", monkeypatch)
-    assert asyncio.run(network.public_key("wg0", "10.0.0.4")) == ""
+    assert asyncio.run(network.public_keys("wg0")).of("10.0.0.4") == ""
 
 
 def test_the_address_of_an_interface_is_found() -> None:

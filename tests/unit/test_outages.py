@@ -18,7 +18,7 @@ from peerd.links import receive_book
 from peerd.node import Node
 from peerd.peers import State
 from peerd.registry import Identity, Registry
-from unit.support import Journal, full, linked, registration, settings
+from unit.support import Journal, full, key_table, linked, registration, settings
 
 
 class Clock:
@@ -41,10 +41,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture(autouse=True)
 def _no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def public_key(interface: str, address: str) -> str:
-        return ""
+    async def public_keys(interface: str) -> network.KeyTable:
+        return key_table({})
 
-    monkeypatch.setattr(network, "public_key", public_key)
+    monkeypatch.setattr(network, "public_keys", public_keys)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from peerd import messages, network, tcpfront
+from peerd import hub, messages, network, tcpfront
 from peerd.app import App
 from peerd.apphost import AppHost
 from peerd.config import Mode
@@ -36,6 +36,7 @@ from unit.support import (
     Script,
     Wire,
     dialled,
+    key_table,
     registration,
     settings,
     tcp_server,
@@ -60,11 +61,12 @@ async def until_cancelled(request: ExecRequest, caller: Caller, sink: Sink, canc
 def _vpn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loopback takes the VPN's place: all of its addresses but the first are other machines'."""
 
-    async def public_key(interface: str, address: str) -> str:
-        return f"key of {address}"
+    async def public_keys(interface: str) -> network.KeyTable:
+        return key_table({f"127.0.0.{number}": f"key of 127.0.0.{number}" for number in range(20)})
 
     monkeypatch.setattr(network, "is_own_address", lambda address: address == "127.0.0.1")
-    monkeypatch.setattr(network, "public_key", public_key)
+    monkeypatch.setattr(network, "public_keys", public_keys)
+    monkeypatch.setattr(hub, "_KEYS_FRESH", 0.0)
     # Whoever runs the tests need not be root.
     monkeypatch.setattr(network, "RESERVED_BELOW", 65536)
 
@@ -219,14 +221,14 @@ def test_where_nobody_may_register_a_stranger_is_not_even_greeted(
 def test_a_peers_address_with_another_key_behind_it_is_nobodys(
     records: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def stolen(interface: str, address: str) -> str:
-        return "another key"
+    async def stolen(interface: str) -> network.KeyTable:
+        return key_table({"127.0.0.2": "another key"})
 
     async def main() -> None:
         async with served() as remote:
             async with greeted(remote, "127.0.0.2") as wire:
                 assert (await wire.ask("registerPeer", registration("desktop").to_wire())).type == "registered"
-            monkeypatch.setattr(network, "public_key", stolen)
+            monkeypatch.setattr(network, "public_keys", stolen)
             async with greeted(remote, "127.0.0.2") as wire:
                 await wire.link.send("execRequest", EXEC)
                 await wire.end()
