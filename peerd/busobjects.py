@@ -58,7 +58,6 @@ class Objects:
     async def announce(self) -> None:
         """Tell what has changed since the last time."""
         status, self._status = self._status, await self._read_status()
-        self._properties(ROOT, MANAGER, status, self._status)
         before, now = self._peers, {peer.peer_id: peer for peer in self._node.book}
         self._peers = now
         for peer_id in before.keys() - now.keys():
@@ -73,11 +72,14 @@ class Objects:
                 self._signal(ROOT, OBJECT_MANAGER, "InterfacesAdded", [path, {PEER: busvalues.of_peer(peer)}])
                 self._about_peer("PeerAdded", peer_id)
             elif known != replace(peer, last_seen=known.last_seen):
-                self._properties(path, PEER, busvalues.of_peer(known), busvalues.of_peer(peer))
+                self._tell_properties(path, PEER, busvalues.of_peer(known), busvalues.of_peer(peer))
             if peer.is_online != (known is not None and known.is_online):
                 self._about_peer("PeerOnline" if peer.is_online else "PeerOffline", peer_id)
+        self._tell_properties(ROOT, MANAGER, status, self._status)
 
-    def _properties(self, path: str, interface: str, before: Mapping[str, Variant], now: Mapping[str, Variant]) -> None:
+    def _tell_properties(
+        self, path: str, interface: str, before: Mapping[str, Variant], now: Mapping[str, Variant]
+    ) -> None:
         described = INTERFACES[interface].properties
         changed = {key: value for key, value in now.items() if described[key].announced and before.get(key) != value}
         if changed:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 from peerd import protocol
@@ -24,6 +25,19 @@ _PER_WORKER = 0.0002
 """Seconds between two news, for each worker that is told: with few, all are told at once."""
 
 
+@dataclass(frozen=True)
+class _Whole:
+    """All peers, encoded for everybody who comes before the next news.
+
+    :ivar changes: how many changes there had been
+    :ivar count: how many peers these are
+    """
+
+    changes: int
+    count: int
+    frames: bytes
+
+
 class News:
     """The links of the workers, and what is to be said on them.
 
@@ -38,7 +52,7 @@ class News:
         self._changes = 0
         self._changed: set[str] = set()
         self._came_or_went: set[str] = set()
-        self._encoded: tuple[str, bytes] = ("", b"")
+        self._whole: _Whole | None = None
         self._told = 0.0
         self._due: asyncio.TimerHandle | None = None
 
@@ -55,16 +69,19 @@ class News:
         :param digest: that of the copy which it has; None for an older worker, which keeps none
         """
         link.post("registered", {"peer_id": peer_id})
-        if digest is None:
-            self.tell_all(link)
-        else:
-            same = digest == self._book().digest
-            link.post("reply", {**self._beginning(), "same": same})
-            if not same:
-                link.post_encoded(self._whole())
+        if digest is not None:
             self._with_copy.add(peer_id)
-        self._links[peer_id] = link
         self._new[peer_id] = self._changes
+        if digest == self._book().digest:
+            link.post("reply", {**self._beginning(len(self._book())), "same": True})
+        else:
+            if self._whole is None:
+                book = self._book()
+                self._whole = _Whole(self._changes, len(book), _peers(book.all()))
+            link.post("reply", self._beginning(self._whole.count))
+            link.post_encoded(self._whole.frames)
+            self._new[peer_id] = self._whole.changes
+        self._links[peer_id] = link
         self._tell_soon()
 
     def leave(self, peer_id: str) -> Connection | None:
@@ -74,7 +91,7 @@ class News:
 
     def tell_all(self, link: Connection) -> None:
         """Send every peer over a link as it is now: how many there are, then their entries."""
-        link.post("reply", self._beginning())
+        link.post("reply", self._beginning(len(self._book())))
         link.post_encoded(_peers(self._book().all()))
 
     def changed(self, peer_id: str) -> None:
@@ -91,6 +108,7 @@ class News:
 
     def removed(self, peer_id: str) -> None:
         """A peer is gone."""
+        self._whole = None
         frame = protocol.encode("peerRemoved", {"peer_id": peer_id})
         for link in list(self._links.values()):
             self._post(link, frame)
@@ -109,16 +127,8 @@ class News:
             link.close()
         self._links.clear()
 
-    def _beginning(self) -> dict[str, object]:
-        book = self._book()
-        return {"count": len(book), "claims": [claim.to_wire() for claim in book.claims]}
-
-    def _whole(self) -> bytes:
-        """The entries of all peers but for what is of the moment, which comes with the next news."""
-        book = self._book()
-        if self._encoded[0] != book.digest:
-            self._encoded = (book.digest, _peers(book.all()))
-        return self._encoded[1]
+    def _beginning(self, count: int) -> dict[str, object]:
+        return {"count": count, "claims": [claim.to_wire() for claim in self._book().claims]}
 
     def _tell_soon(self) -> None:
         if self._due is None and self._links:
@@ -128,6 +138,7 @@ class News:
 
     def _tell(self) -> None:
         self._due, self._told = None, asyncio.get_running_loop().time()
+        self._whole = None
         new, self._new = self._new, {}
         changed, self._changed = self._known(self._changed), set()
         moved, self._came_or_went = self._known(self._came_or_went - {peer.peer_id for peer in changed}), set()
