@@ -259,7 +259,7 @@ class _Call:
     def _exactly(self, size: int) -> bytes:
         while len(self._buffer) < size:
             self._fill()
-        data = bytes(self._buffer[:size])
+        data = bytes(memoryview(self._buffer)[:size])
         del self._buffer[:size]
         return data
 

@@ -8,6 +8,7 @@ written. It is a line of JSON, and a line more for each thing that happened sinc
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import socket
@@ -19,7 +20,7 @@ from typing import Any
 
 from peerd import fdstore
 from peerd.errors import PeerdError
-from peerd.messages import STREAMS, ExecRequest
+from peerd.messages import MAX_OUTPUT, STREAMS, ExecRequest
 from peerd.session import Caller
 from peerd.spool import Spool
 
@@ -85,6 +86,7 @@ class Handles:
         """
         if stdin:
             read_end, write_end = os.pipe2(os.O_CLOEXEC)
+            _widen(read_end)
             os.set_blocking(write_end, False)
             self.stdin = Spool.in_memory(_STDIN), write_end
         else:
@@ -92,6 +94,7 @@ class Handles:
         ends = [read_end]
         for stream in STREAMS:
             read_end, write_end = os.pipe2(os.O_CLOEXEC)
+            _widen(read_end)
             os.set_blocking(read_end, False)
             self.pipes[stream] = read_end
             ends.append(write_end)
@@ -204,6 +207,12 @@ def adopt(name: str, descriptors: Sequence[int], stdin_pipe: int | None) -> tupl
     if handles.stdin is None and "stdin.spool" in ours:
         os.close(ours["stdin.spool"])
     return handles, start, frozenset(line.decode() for line in lines[1:] if line)
+
+
+def _widen(pipe: int) -> None:
+    """Let a pipe hold as much as a message does, where the system's limits have room for it (pipe(7))."""
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, MAX_OUTPUT)
 
 
 def _identity(fd: int) -> list[int]:

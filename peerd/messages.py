@@ -17,7 +17,7 @@ from peerd.protocol import OLDEST_VERSION, PROTOCOL_VERSION
 
 T = TypeVar("T")
 MAX_TEXT = 255
-MAX_OUTPUT = 64 * 1024
+MAX_OUTPUT = 256 * 1024
 """Bytes of output, or of input, in one message."""
 WINDOW = 1024 * 1024
 """Bytes of a stream that may be under way before whoever receives them has confirmed some."""

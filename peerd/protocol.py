@@ -106,7 +106,8 @@ class Decoder:
         type_, fields, size = self._header
         if len(self._buffer) < size:
             return None
-        payload = bytes(self._buffer[:size])
+        # By way of a view, a slice of which is no copy of its own.
+        payload = bytes(memoryview(self._buffer)[:size])
         del self._buffer[:size]
         self._header = None
         return Frame(type_, fields, payload)

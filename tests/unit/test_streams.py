@@ -143,12 +143,12 @@ def test_a_piece_is_never_larger_than_a_message() -> None:
     async def main() -> None:
         with writing() as command:
             command.output.start()
-            await command.wrote(bytes(5 * MAX_OUTPUT + 1))
+            await command.wrote(bytes(3 * MAX_OUTPUT + 1))
             command.close()
             await turns()
             command.output.end()
             await command.output.follow(from_start(), deliver)
-            assert sum(sizes) == 5 * MAX_OUTPUT + 1
+            assert sum(sizes) == 3 * MAX_OUTPUT + 1
             assert max(sizes) == MAX_OUTPUT
 
     asyncio.run(main())
