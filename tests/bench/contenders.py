@@ -1,7 +1,8 @@
 #!/usr/bin/python3
 """Runs on desktop: times each way to run `true` on vps, in rounds that give all of them the same conditions.
 
-Standard input is ``{"rounds": N, "slow_rounds": N}``, standard output ``{name: [seconds, ...]}``.
+Standard input is ``{"rounds": N, "slow_rounds": N}``, standard output ``{name: [seconds, ...]}``. With ``{"burst": N,
+"at_once": N}`` it runs so many over open connections to peerd, and says in how many seconds: ``{"seconds": T}``.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ import random
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import IO
@@ -38,7 +40,7 @@ class OpenConnection:
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.connect("/run/peerd/peerd.sock")
         self._answers: IO[bytes] = self._socket.makefile("rb")
-        self._send({"type": "hello", "protocol": 1, "version": "bench"})
+        self._send({"type": "hello", "protocol": 1, "newest": 2, "version": "bench"})
 
     def _send(self, message: dict[str, object]) -> None:
         self._socket.sendall(json.dumps(message).encode() + b"\n")
@@ -52,6 +54,27 @@ class OpenConnection:
                 raise SystemExit(f"peerd: {frame}")
         if frame["status"]:
             raise SystemExit(f"peerd: {frame}")
+
+
+def burst(count: int, at_once: int) -> float:
+    """The seconds that many commands take, over connections that are open already."""
+    numbers = iter(range(count))
+
+    def work(connection: OpenConnection) -> None:
+        connection.run()
+        ready.wait()
+        for _ in numbers:
+            connection.run()
+
+    ready = threading.Barrier(at_once + 1)
+    threads = [threading.Thread(target=work, args=(OpenConnection(),)) for _ in range(at_once)]
+    for thread in threads:
+        thread.start()
+    ready.wait()
+    began = time.perf_counter()
+    for thread in threads:
+        thread.join()
+    return time.perf_counter() - began
 
 
 def paramiko_client() -> Callable[[], None]:
@@ -99,6 +122,9 @@ def process(line: str) -> Callable[[], None]:
 def main() -> None:
     """Measure."""
     wanted = json.load(sys.stdin)
+    if "burst" in wanted:
+        print(json.dumps({"seconds": burst(wanted["burst"], wanted["at_once"])}))
+        return
     fast = {name: process(line) for name, line in PROCESSES.items()}
     fast["peerd, open connection"] = OpenConnection().run
     fast["paramiko, open connection"] = paramiko_client()

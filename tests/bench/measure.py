@@ -15,18 +15,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
+from bench import growth, streams  # noqa: E402
 from bench.chart import draw  # noqa: E402
 from lab import Lab, LabError, Machine, Spec, check_host  # noqa: E402
-from lab.host import cgroup_roots  # noqa: E402
 
 COMPETITORS = "pdsh clustershell pssh ansible-core python3-asyncssh python3-paramiko strace".split()
 BASELINE = "ssh, ControlMaster"
-MEBI = 1 << 20
-VOLUME = 128 * MEBI
 BURST = 200
 AT_ONCE = 32
 # A start of an interpreter is the least that a call costs; where it varies more than this, so does everything.
 QUIET = 2.0
+PARTS = ("latency", "burst", "streams", "memory", "profile", "fleet")
 
 SSH_CONFIG = """
 Host *
@@ -67,7 +66,8 @@ def prepare(lab: Lab, package: Path) -> None:
     )
     vps.run("systemctl start ssh")
     desktop.run("ssh mux true && ssh vps true")
-    desktop.put(Path(__file__).with_name("contenders.py"), "/root/contenders.py")
+    for machine, script in ((desktop, "contenders.py"), (vps, "scopes.py"), (desktop, growth.SCRIPT)):
+        machine.put(Path(__file__).with_name(script), f"/root/{script}")
 
 
 def latency(desktop: Machine, rounds: int) -> dict[str, list[float]]:
@@ -82,15 +82,26 @@ def latency(desktop: Machine, rounds: int) -> dict[str, list[float]]:
 def print_latency(times: Mapping[str, Sequence[float]]) -> None:
     """The table of one `true`."""
     baseline = statistics.median(times[BASELINE])
-    print(f"\n{'one `true` on vps, ms':32} {'median':>8} {'min':>8} {'max':>8} {'x mux':>7} {'n':>4}")
+    columns = "".join(f"{name:>9}" for name in ("median", "min", "p99", "max"))
+    print(f"\n{'one `true` on vps, ms':32}{columns} {'x mux':>7} {'n':>4}")
     for name, values in sorted(times.items(), key=lambda item: statistics.median(item[1])):
-        median, least, most = (1000 * figure for figure in (statistics.median(values), min(values), max(values)))
-        ratio = median / baseline / 1000
-        print(f"{name:32} {median:8.1f} {least:8.1f} {most:8.1f} {ratio:7.2f} {len(values):4}")
+        ordered = sorted(values)
+        figures = (statistics.median(values), ordered[0], ordered[len(ordered) * 99 // 100], ordered[-1])
+        shown = "".join(f"{1000 * figure:9.1f}" for figure in figures)
+        print(f"{name:32}{shown} {statistics.median(values) / baseline:7.2f} {len(values):4}")
     starts = sorted(times["python3 -I -S -c pass"])
     spread = starts[len(starts) * 9 // 10] / starts[0]
     if spread > QUIET:
         print(f"This machine is busy: one start of an interpreter in ten takes {spread:.1f} x the quickest one.")
+
+
+def ceiling(vps: Machine) -> dict[str, list[float]]:
+    """Print what a scope by itself costs on vps; the seconds of each, one at a time."""
+    measured = json.loads(vps.out(["python3", "/root/scopes.py", str(BURST)], timeout=300))
+    print(f"\n{'/bin/true on vps, in process':32} {'median':>8} {'/s':>8}")
+    for name, rate in measured.pop("rates").items():
+        print(f"{name:32} {1000 * statistics.median(measured[name]):8.1f} {rate:8.0f}")
+    return {f"{name}, in process": values for name, values in measured.items() if name.endswith("at 1")}
 
 
 def burst(desktop: Machine, name: str, command: str) -> None:
@@ -102,50 +113,37 @@ def burst(desktop: Machine, name: str, command: str) -> None:
     print(f"{name:32} {took:8.2f} s {BURST / took:8.0f} /s {failed:6} failed")
 
 
-def cpu_seconds(machines: Sequence[Machine]) -> float:
-    """CPU time that all of some machines has used."""
-    texts = [(cgroup_roots()[0] / machine.full_name / "cpu.stat").read_text() for machine in machines]
-    return sum(int(text.split()[1]) for text in texts) / 1e6
-
-
-def throughput(lab: Lab, rounds: int) -> None:
-    """Print how fast output and input pass, and what CPU time they take on both machines together."""
-    execute = "d execOnPeer --peer vps --directory / --timeout 300"
-    produce, count = f"head -c {VOLUME} /dev/zero", "wc -c"
-    listen = "nc -l -N 10.0.0.1 7000 <{} & until ss -tlnH 'sport = 7000' | grep -q .; do :; done"
-    ways = {
-        "output, d": f'{execute} --shellCmd "{produce}" | {count}',
-        "output, ssh ControlMaster": f'ssh mux "{produce}" | {count}',
-        "output, raw TCP": f"nc -d 10.0.0.1 7000 | {count}",
-        "input, d": f"{produce} | {execute} --stdin --shellCmd '{count}'",
-        "input, ssh ControlMaster": f"{produce} | ssh mux {count}",
-    }
-    rates: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
-    lab["vps"].run(f"{produce} >/dev/shm/volume")
-    for _ in range(rounds):
-        for name, command in ways.items():
-            if "raw" in name:
-                lab["vps"].run(f"setsid bash -c {json.dumps(listen.format('/dev/shm/volume'))} >/dev/null 2>&1")
-            before, began = cpu_seconds(list(lab)), time.perf_counter()
-            passed = int(lab["desktop"].out(command, timeout=300))
-            took = time.perf_counter() - began
-            if passed != VOLUME:
-                raise LabError(f"{name}: {passed} bytes of {VOLUME}")
-            rates[name].append((VOLUME / took / 1e6, cpu_seconds(list(lab)) - before))
-    print(f"\n{'through the tunnel':32} {'MB/s':>8} {'min':>8} {'max':>8} {'CPU s':>7}")
-    for name, values in rates.items():
-        speeds = [speed for speed, _ in values]
-        cpu = statistics.median(cpu for _, cpu in values)
-        print(f"{name:32} {statistics.median(speeds):8.1f} {min(speeds):8.1f} {max(speeds):8.1f} {cpu:7.2f}")
+def open_burst(desktop: Machine) -> None:
+    """The same over connections to peerd that are open already."""
+    wanted = json.dumps({"burst": BURST, "at_once": AT_ONCE}).encode()
+    measured = desktop.run(["python3", "/root/contenders.py"], input=wanted, timeout=300)
+    took = json.loads(measured.stdout)["seconds"]
+    print(f"{'peerd, open connections':32} {took:8.2f} s {BURST / took:8.0f} /s {0:6} failed")
 
 
 def memory(lab: Lab) -> None:
-    """Print what the daemons have in memory, and what they use of a CPU while nothing is asked of them."""
-    status = "/proc/$(systemctl show -P MainPID peerd)/status"
-    usage = "systemctl show -P CPUUsageNSec peerd"
+    """Print what the daemons have in memory before, with and after many connections, and what idling costs."""
+    desktop = lab["desktop"]
+
+    def resident(when: str) -> None:
+        status = "/proc/$(systemctl show -P MainPID peerd)/status"
+        shown = {machine.name: machine.out(f"awk '/^VmRSS/ {{ print $2 / 1024 }}' {status}") for machine in lab}
+        print(f"{when:32}" + "".join(f"{name:>10} {float(mib):5.1f} MiB" for name, mib in shown.items()))
+
     for machine in lab:
-        resident = machine.out(f"awk '/^(VmRSS|VmHWM)/ {{ printf \"%s %.1f MiB  \", $1, $2 / 1024 }}' {status}")
-        print(f"{machine.name:32} {resident}")
+        machine.run("systemctl restart peerd")
+    desktop.wait_until("d getPeerStatus | jq -e .connected_to_leader", 60)
+    desktop.run("d execOnPeer --peer vps --directory / --shellCmd true")
+    resident("after one command")
+    sleepers = "for i in $(seq 100); do d execOnPeer --peer vps --directory / --shellCmd 'sleep 15' & done"
+    with desktop.popen(f"{sleepers}; wait") as running:
+        desktop.wait_until("test $(d listJobs --json | jq 'map(select(.outcome == null)) | length') -ge 100", 60)
+        resident("with 100 connections")
+        running.wait(60)
+    burst(desktop, "(a burst)", "d execOnPeer --peer vps --directory / --shellCmd true")
+    time.sleep(2)
+    resident("after them and a burst")
+    usage = "systemctl show -P CPUUsageNSec peerd"
     before = {machine.name: int(machine.out(usage)) for machine in lab}
     began = time.monotonic()
     time.sleep(20)
@@ -186,6 +184,7 @@ def main() -> int:
     parser.add_argument("--svg", type=Path, help="draw the latencies into this file")
     parser.add_argument("--json", type=Path, help="write every single latency, in seconds, into this file")
     parser.add_argument("--deb", type=Path, help="install this package instead of building one")
+    parser.add_argument("--only", choices=PARTS, action="append", help="this part; again for more (all)")
     options = parser.parse_args()
     if problems := check_host():
         print("\n".join(problems), file=sys.stderr)
@@ -195,29 +194,45 @@ def main() -> int:
         with Lab([Spec("vps", "10.0.0.1"), Spec("desktop", "10.0.0.2")], COMPETITORS) as lab:
             prepare(lab, package.resolve())
             print(f"load before the first round: {os.getloadavg()[0]:.2f} on {os.cpu_count()} CPUs")
-            times = latency(lab["desktop"], options.rounds)
+            for part in options.only or PARTS:
+                run_part(part, lab, options)
+    except (LabError, TimeoutError, subprocess.SubprocessError) as error:
+        print(f"The benchmark failed: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run_part(part: str, lab: Lab, options: argparse.Namespace) -> None:
+    """Measure one of :data:`PARTS`."""
+    desktop = lab["desktop"]
+    match part:
+        case "latency":
+            times = latency(desktop, options.rounds)
             print_latency(times)
+            times |= ceiling(lab["vps"])
             if options.json:
                 options.json.write_text(json.dumps(times))
             if options.svg:
-                options.svg.write_text(
-                    draw({name: 1000 * statistics.median(of) for name, of in times.items()}, BASELINE)
-                )
+                medians = {name: 1000 * statistics.median(of) for name, of in times.items()}
+                options.svg.write_text(draw(medians, BASELINE))
+        case "burst":
             print(f"\n{BURST} x `true`, {AT_ONCE} at once")
+            open_burst(desktop)
             for name, command in (
                 ("d execOnPeer", "d execOnPeer --peer vps --directory / --shellCmd true"),
                 ("ssh, ControlMaster", "ssh mux true"),
                 ("ssh, cold", "ssh vps true"),
             ):
-                burst(lab["desktop"], name, command)
-            throughput(lab, 3)
+                burst(desktop, name, command)
+        case "streams":
+            streams.measure(lab, 3)
+        case "memory":
             print("\nmemory and idling")
             memory(lab)
+        case "profile":
             profile(lab)
-    except (LabError, TimeoutError, subprocess.SubprocessError) as error:
-        print(f"The benchmark failed: {error}", file=sys.stderr)
-        return 1
-    return 0
+        case "fleet":
+            growth.measure(lab)
 
 
 if __name__ == "__main__":
