@@ -34,6 +34,8 @@ _OF_THE_DISK = {
 """sqlite.org/rescode.html: what says nothing against the file itself."""
 _NO_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 _IN_MEMORY = "/dev/shm"
+_CACHE = 256
+"""KiB of pages that SQLite keeps, an eighth of its default: most of what is read is what was written last."""
 _WAL = "-wal"
 _OLDER = 3
 """Backups that are kept besides the newest."""
@@ -151,7 +153,13 @@ class Database:
 
     def _connect(self, path: str) -> None:
         synchronous = "full" if self._precious else "normal"
-        pragmas = {"journal_mode": "wal", "synchronous": synchronous, "foreign_keys": 1, "busy_timeout": 5000}
+        pragmas = {
+            "journal_mode": "wal",
+            "synchronous": synchronous,
+            "foreign_keys": 1,
+            "busy_timeout": 5000,
+            "cache_size": -_CACHE,
+        }
         self.peewee.init(path, pragmas=pragmas)
         self.peewee.connect()
         version = self.peewee.pragma("user_version")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from peerd.spawning import Spawner
 from peerd.storage import Quota, Storage
 from peerd.streams import Output, Room, Window
 
-_REMEMBERED = 100_000
+_REMEMBERED = 10_000
 """How many exec ids are remembered in memory, so that none runs twice even where the history cannot be written."""
 _STDIN_NAME = ".stdin"
 _DEPLOY = Path(__file__).with_name("deploy.sh")
@@ -57,7 +57,7 @@ class Executor:
         self._config = config
         self._name = name
         self._changed = changed
-        self._seen: OrderedDict[str, None] = OrderedDict()
+        self._seen: dict[str, None] = {}
         self._runs: dict[str, Run] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._attending: Counter[str] = Counter()
@@ -225,7 +225,7 @@ class Executor:
             raise PeerdError(Code.BUSY, reason=f"{limit} commands run on {self._name()} (its max-commands)")
         self._seen[request.exec_id] = None
         if len(self._seen) > _REMEMBERED:
-            self._seen.popitem(last=False)
+            del self._seen[next(iter(self._seen))]
 
     # --- ending
 
