@@ -12,65 +12,67 @@ The answer, on the channel, is one message: the pids of the gate and of what bec
 with it the gate's control socket (unix(7), SCM_RIGHTS); or an errno and a pid of 0 where no gate could be made.
 
 The control socket then takes one byte that carries three descriptors (stdin, stdout, stderr), four bytes of length,
-and JSON: ``argv``, ``environment``, ``directory``, for another user than root ``uid``, ``gid`` and ``groups``, and
-``resolved`` where the directory must be entered without a symbolic link. One byte more releases the command; at the
-end of the stream in its place, nothing is run. The gate writes :data:`STARTED` when the command starts, and then its
-report, a line of JSON: ``{"status": N, "at": T}``, as from waitpid(2), at that time of CLOCK_MONOTONIC in seconds; or
-instead of both ``{"errno": N, "step": "directory"}``.
+and a dictionary in the format of :mod:`marshal`: ``argv``, ``environment``, ``directory``, for another user than root
+``uid``, ``gid`` and ``groups``, and ``resolved`` where the directory must be entered without a symbolic link. One byte
+more releases the command; at the end of the stream in its place, nothing is run. The gate writes :data:`STARTED` when
+the command starts, and then its report, a line of JSON: ``{"status": N, "at": T}``, as from waitpid(2), at that time
+of CLOCK_MONOTONIC in seconds; or instead of both ``{"errno": N, "step": "directory"}``.
 The gate stays until the daemon shuts the control socket down, so that the daemon can still read the scope's figures.
 """
 
 from __future__ import annotations
 
-import array
-import contextlib
 import errno
-import json
+import gc
+import marshal
 import mmap
 import os
 import resource
-import signal
-import socket
-import struct
 import time
-from pathlib import Path
-from typing import Any, NoReturn
+from _socket import AF_UNIX, CMSG_SPACE, SCM_RIGHTS, SOCK_STREAM, SOL_SOCKET, socket, socketpair
+from _struct import Struct
 
-LENGTH = struct.Struct("!I")
-PIDS = struct.Struct("!II")
+# Every fork copies what is loaded here, so that much is done without.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal
+    from typing import Any, NoReturn
+else:
+    import _signal as signal
+
+LENGTH = Struct("!I")
+PIDS = Struct("!II")
+STREAMS = Struct("3i")
 STARTED = b"\n"
-DESCRIPTORS = 3
 CONTROL = 3
 MAX_DESCRIPTOR = 1 << 20
 LOGIN_UMASK = 0o022
 LOGIN_NOFILE = 1024
 EXIT_NOT_EXECUTABLE = 126
 EXIT_NOT_FOUND = 127
-OOM_SCORE = Path("/proc/self/oom_score_adj")
-OOM_SPARE = "-1000"
+OOM_SCORE = "/proc/self/oom_score_adj"
+OOM_SPARE = b"-1000"
 # The stop of a scope signals all of its processes; the gate must outlive them to report.
 IGNORED_BY_GATE = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
 
-def receive_request(control: socket.socket) -> dict[str, Any] | None:
+def receive_request(control: socket) -> dict[str, Any] | None:
     """The command, its descriptors put where they belong; None when the daemon wants none."""
-    marker, ancillary, _, _ = control.recvmsg(1, socket.CMSG_SPACE(DESCRIPTORS * array.array("i").itemsize))
+    marker, ancillary, _, _ = control.recvmsg(1, CMSG_SPACE(STREAMS.size))
     if not marker:
         return None
-    descriptors = array.array("i")
     for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            descriptors.frombytes(data)
-    # They arrive above 3, which is taken, so that no target number is overwritten before it is used.
-    for target, fd in enumerate(descriptors):
-        os.dup2(fd, target)
-        os.close(fd)
+        if level == SOL_SOCKET and kind == SCM_RIGHTS:
+            # They arrive above 3, which is taken, so that no target number is overwritten before it is used.
+            for target, fd in enumerate(STREAMS.unpack(data)):
+                os.dup2(fd, target)
+                os.close(fd)
     (size,) = LENGTH.unpack(receive_exactly(control, LENGTH.size))
-    request: dict[str, Any] = json.loads(receive_exactly(control, size))
+    request: dict[str, Any] = marshal.loads(receive_exactly(control, size))
     return request
 
 
-def receive_exactly(channel: socket.socket, size: int) -> bytes:
+def receive_exactly(channel: socket, size: int) -> bytes:
     """Exactly ``size`` bytes.
 
     :raises EOFError: when the stream ends before
@@ -84,7 +86,7 @@ def receive_exactly(channel: socket.socket, size: int) -> bytes:
     return bytes(data)
 
 
-def gate(channel: socket.socket) -> NoReturn:
+def gate(channel: socket) -> NoReturn:
     """Make what becomes the command, and report how it ended. Runs in a forked child and never returns."""
     os.setsid()
     os.umask(LOGIN_UMASK)
@@ -93,7 +95,7 @@ def gate(channel: socket.socket) -> NoReturn:
     for number in IGNORED_BY_GATE:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    daemons, ours = socket.socketpair()
+    daemons, ours = socketpair(AF_UNIX, SOCK_STREAM)
     os.dup2(ours.detach(), CONTROL, inheritable=False)
     # What kept the command from running, for both processes to see.
     failure = mmap.mmap(-1, LENGTH.size)
@@ -104,30 +106,30 @@ def gate(channel: socket.socket) -> NoReturn:
             command(failure)
         finally:
             os._exit(EXIT_NOT_EXECUTABLE)
-    socket.send_fds(channel, [PIDS.pack(os.getpid(), pid)], [daemons.fileno()])
+    rights = (SOL_SOCKET, SCM_RIGHTS, Struct("i").pack(daemons.fileno()))
+    channel.sendmsg([PIDS.pack(os.getpid(), pid)], [rights])
     os.closerange(CONTROL + 1, MAX_DESCRIPTOR)
     # Without it nobody could say how a command ended that ran out of memory.
-    with contextlib.suppress(OSError):
-        OOM_SCORE.write_text(OOM_SPARE)
+    set_oom_score(OOM_SPARE)
     status = os.waitpid(pid, 0)[1]
-    report: dict[str, object] = {"status": status, "at": time.monotonic()}
+    report = f'{{"status": {status}, "at": {time.monotonic()}}}\n'
     (number,) = LENGTH.unpack(failure[:])
     if number == errno.ECANCELED:
         os._exit(0)
     if number:
-        report = {"errno": number, "step": "directory"}
-    with contextlib.suppress(OSError):
-        os.write(CONTROL, json.dumps(report).encode() + b"\n")
+        report = f'{{"errno": {number}, "step": "directory"}}\n'
+    try:
+        os.write(CONTROL, report.encode())
         while os.read(CONTROL, 64):
             pass
-    os._exit(0)
+    finally:
+        os._exit(0)
 
 
 def command(failure: mmap.mmap) -> NoReturn:
     """Wait for a command and for its release, and become it."""
-    with contextlib.suppress(OSError):
-        OOM_SCORE.write_text("0")
-    control = socket.socket(fileno=CONTROL)
+    set_oom_score(b"0")
+    control = socket(fileno=CONTROL)
     request = receive_request(control)
     if request is None or not control.recv(1):
         failure[:] = LENGTH.pack(errno.ECANCELED)
@@ -137,9 +139,20 @@ def command(failure: mmap.mmap) -> NoReturn:
     except OSError as error:
         failure[:] = LENGTH.pack(error.errno or errno.EIO)
         os._exit(0)
-    with contextlib.suppress(OSError):
+    try:
         control.send(STARTED)
+    except OSError:
+        pass
     execute(request)
+
+
+def set_oom_score(score: bytes) -> None:
+    """Tell the kernel how soon to end this process where memory runs out (proc(5)); not where that is not ours."""
+    try:
+        with open(OOM_SCORE, "wb", 0) as file:
+            file.write(score)
+    except OSError:
+        pass
 
 
 def enter(request: dict[str, Any]) -> None:
@@ -191,8 +204,10 @@ def main() -> None:
     # Keeps numbers 0 to 3 taken.
     while (null := os.open(os.devnull, os.O_RDWR)) <= CONTROL:
         pass
-    channel = socket.socket(fileno=os.dup(0))
+    channel = socket(fileno=os.dup(0))
     os.dup2(null, 0)
+    # Nothing here makes garbage, and a collection would touch, and so copy, every page after a fork.
+    gc.disable()
     while channel.recv(1):
         try:
             pid = os.fork()
@@ -209,5 +224,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(EOFError, KeyboardInterrupt, ConnectionError):
+    try:
         main()
+    except (EOFError, KeyboardInterrupt, ConnectionError):
+        pass

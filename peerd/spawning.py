@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
+import marshal
 import os
 import socket
 import subprocess
@@ -51,8 +51,8 @@ class Gate:
         :param user: ``uid``, ``gid`` and ``groups`` of the user to run it as, if not root, and ``resolved``
         :raises OSError: when it is gone
         """
-        request = {"argv": argv, "directory": directory, "environment": environment, **(user or {})}
-        payload = json.dumps(request).encode()
+        request = {"argv": list(argv), "directory": directory, "environment": dict(environment), **(user or {})}
+        payload = marshal.dumps(request)
         socket.send_fds(self.control, [b"\0"], list(streams))
         size = spawner.LENGTH.pack(len(payload))
         await asyncio.get_running_loop().sock_sendall(self.control, size + payload)
