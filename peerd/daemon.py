@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -124,6 +125,9 @@ class Daemon:
             for name, sockets in self._listeners.items()
             for listener in sockets
         ]
+        # What is loaded by now stays; to look through it again and again would only hold up commands.
+        gc.collect()
+        gc.freeze()
         watchdog = asyncio.create_task(self._feed_watchdog())
         log(Event.STARTED, f"peerd {__version__} started, {self._status()}")
         self._notifier.notify(f"READY=1\nSTATUS={self._status()}")
