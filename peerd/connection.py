@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from typing import cast
 
 from peerd import messages, network, protocol
 from peerd.errors import Code, PeerdError
@@ -15,42 +15,97 @@ from peerd.messages import Hello
 from peerd.protocol import Decoder, Frame
 
 _CHUNK = 256 * 1024
+_MOST_HELD = 1024 * 1024
+"""Bytes that have arrived and that nobody has taken, beyond which no more are read."""
+_APART = 16 * 1024
+"""Bytes of a payload that is written by itself: to copy it behind its header would take longer than another call."""
 _TOGETHER = 0.01
 """Seconds that a frame which is in no hurry waits for another to go with it."""
 _NO_LINGER = struct.pack("ii", 1, 0)
 """socket(7): SO_LINGER, on, 0 seconds."""
+_INBOX = memoryview(bytearray(_CHUNK))
+"""Where bytes of whichever connection arrive. They have left it before the next ones come."""
 
 
-class Connection:
-    """One end of a connection.
+class Connection(asyncio.BufferedProtocol):
+    """One end of a connection, as a protocol of asyncio.
 
+    :param accepted: serves a connection that was accepted, to its end
     :ivar hello: what the other end said of itself
     """
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
+    def __init__(self, accepted: Callable[[Connection], Awaitable[None]] | None = None) -> None:
+        self._accepted = accepted
+        self._serving: asyncio.Future[None] | None = None
+        self._transport: asyncio.Transport
         self._decoder = Decoder()
+        self._arrived = asyncio.Event()
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._over = asyncio.Event()
+        self._ended = False
+        self._error: Exception | None = None
         self._held = b""
         self._due: asyncio.TimerHandle | None = None
         self.hello = Hello(protocol.OLDEST_VERSION, "")
 
+    # --- what asyncio calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """As asyncio has it."""
+        self._transport = cast("asyncio.Transport", transport)
+        if self._accepted:
+            self._serving = asyncio.ensure_future(self._accepted(self))
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """As asyncio has it."""
+        return _INBOX
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """As asyncio has it."""
+        self._decoder.feed(_INBOX[:nbytes])
+        if self._decoder.held > _MOST_HELD:
+            self._transport.pause_reading()
+        self._arrived.set()
+
+    def eof_received(self) -> bool:
+        """As asyncio has it; the other end may still read."""
+        self._ended = True
+        self._arrived.set()
+        return True
+
+    def pause_writing(self) -> None:
+        """As asyncio has it."""
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        """As asyncio has it."""
+        self._writable.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """As asyncio has it."""
+        self._ended, self._error = True, exc
+        for event in (self._arrived, self._writable, self._over):
+            event.set()
+
+    # --- the other end
+
     @property
     def socket(self) -> socket.socket:
         """The socket, for what the kernel knows of the other end."""
-        sock: socket.socket = self._writer.get_extra_info("socket")
+        sock: socket.socket = self._transport.get_extra_info("socket")
         return sock
 
     @property
     def address(self) -> str:
         """Where a TCP connection comes from, also after its end; "unknown" where it ended before anybody could ask."""
-        name = self._writer.get_extra_info("peername")
+        name = self._transport.get_extra_info("peername")
         return str(name[0]) if name else "unknown"
 
     @property
     def port(self) -> int:
         """The port from which a TCP connection comes; 0 where it is not known."""
-        name = self._writer.get_extra_info("peername")
+        name = self._transport.get_extra_info("peername")
         return int(name[1]) if name else 0
 
     @property
@@ -61,21 +116,26 @@ class Connection:
     @property
     def usable(self) -> bool:
         """Whether nothing has yet said that the connection is at its end."""
-        return not (self._reader.at_eof() or self._writer.is_closing())
+        return not (self._ended or self._transport.is_closing())
 
     @property
     def backlog(self) -> int:
         """Bytes that were sent and not yet taken by the kernel."""
-        return self._writer.transport.get_write_buffer_size()
+        return self._transport.get_write_buffer_size()
 
     def post(self, type_: str, fields: Mapping[str, object] | None = None, payload: bytes = b"") -> None:
         """Queue a frame without waiting; for small ones."""
-        self.post_encoded(protocol.encode(type_, fields, payload))
+        header = protocol.encode_header(type_, fields, len(payload))
+        if len(payload) < _APART:
+            self.post_encoded(header + payload)
+        else:
+            self.post_encoded(header)
+            self._transport.write(payload)
 
     def post_encoded(self, frames: bytes) -> None:
         """Queue frames that were encoded once for several connections (:func:`peerd.protocol.encode`)."""
         held, self._held = self._held, b""
-        self._writer.write(held + frames)
+        self._transport.write(held + frames)
 
     def post_with_next(self, type_: str) -> None:
         """Queue a frame that nobody waits for, to go with the next one: a packet costs more than what is in it."""
@@ -86,8 +146,8 @@ class Connection:
     def _let_go(self) -> None:
         self._due = None
         held, self._held = self._held, b""
-        if held and not self._writer.is_closing():
-            self._writer.write(held)
+        if held and not self._transport.is_closing():
+            self._transport.write(held)
 
     async def send(self, type_: str, fields: Mapping[str, object] | None = None, payload: bytes = b"") -> None:
         """Send a frame and wait while the other end is slow to take what was sent.
@@ -95,11 +155,20 @@ class Connection:
         :raises ConnectionError: when the connection is lost
         """
         self.post(type_, fields, payload)
-        try:
-            await self._writer.drain()
-        except OSError as error:
+        await self.drain()
+
+    async def drain(self) -> None:
+        """Wait while the other end is slow to take what was sent.
+
+        :raises ConnectionError: when the connection is lost
+        """
+        if self._transport.is_closing() and not self._over.is_set():
+            # Its loss is about to be said.
+            await asyncio.sleep(0)
+        await self._writable.wait()
+        if self._over.is_set():
             # What TCP says of a machine that vanished (ETIMEDOUT, EHOSTUNREACH) is none of Python's ConnectionErrors.
-            raise ConnectionError(error.errno, error.strerror) from None
+            raise ConnectionError(*(self._error.args if self._error else ("connection lost",)))
 
     async def receive(self) -> Frame | None:
         """The next frame, or None at the end of the stream.
@@ -109,16 +178,17 @@ class Connection:
         while True:
             frame = self._decoder.next()
             if frame:
+                if self._decoder.held <= _MOST_HELD:
+                    self._transport.resume_reading()
                 return frame
-            try:
-                data = await self._reader.read(_CHUNK)
-            except OSError:
-                return None
-            if not data:
-                if self._decoder.partial:
+            if self._ended:
+                if self._decoder.partial and not self._error:
                     raise PeerdError(Code.BAD_MESSAGE, reason="the connection ended inside a frame")
                 return None
-            self._decoder.feed(data)
+            # Whatever is held by now is the beginning of one frame, which has its bounds.
+            self._transport.resume_reading()
+            self._arrived.clear()
+            await self._arrived.wait()
 
     async def expect(self, type_: str) -> Frame:
         """The next frame, which must be of this type.
@@ -138,7 +208,7 @@ class Connection:
     def close(self) -> None:
         """Close; what was queued is still sent."""
         self._let_go()
-        self._writer.close()
+        self._transport.close()
 
     def abort(self) -> None:
         """Close at once and drop what was queued."""
@@ -149,13 +219,12 @@ class Connection:
         if self.socket.family == socket.AF_INET:
             # A reset, so that the local port is free again: reserved ones are few, and TIME_WAIT lasts a minute.
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
-        self._writer.transport.abort()
+        self._transport.abort()
 
     async def finish(self) -> None:
         """Close and wait until what was queued has been sent or the connection is lost."""
         self.close()
-        with contextlib.suppress(OSError):
-            await self._writer.wait_closed()
+        await self._over.wait()
 
 
 async def connect(address: str, port: int, timeout: float, version: str) -> Connection:
@@ -170,7 +239,7 @@ async def connect(address: str, port: int, timeout: float, version: str) -> Conn
         async with asyncio.timeout(timeout):
             dialled = await network.dial(address, port)
             network.tune(dialled)
-            connection = Connection(*await asyncio.open_connection(sock=dialled))
+            _, connection = await asyncio.get_running_loop().create_connection(Connection, sock=dialled)
             connection.post("hello", messages.hello(version, network.boot_id()))
             connection.hello = messages.check_hello((await connection.expect("hello")).fields)
     except BaseException:

@@ -11,6 +11,7 @@ import stat
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,13 @@ from systemd import daemon as systemd
 from peerd import __version__, config
 from peerd.apphost import AppHost
 from peerd.bus import Bus
+from peerd.connection import Connection
 from peerd.errors import PeerdError
 from peerd.executor import Executor
 from peerd.fronts import Front
 from peerd.history import History
 from peerd.journal import Event, log, report
 from peerd.node import Node
-from peerd.protocol import MAX_HEADER
 from peerd.registry import Registry
 from peerd.scopes import ScopeManager
 from peerd.service import Service
@@ -119,9 +120,9 @@ class Daemon:
         self._node.start()
         self._bus.start()
         sleep = SleepWatch(self._systemd.connect, self._node.resumed)
-        # For the unix socket, too: start_unix_server of Python 3.13 would remove its file, which is systemd's.
         servers = [
-            await asyncio.start_server(self._fronts[name].accept, sock=listener, limit=MAX_HEADER, backlog=_BACKLOG)
+            # For the unix socket, too: create_unix_server of Python 3.13 would remove its file, which is systemd's.
+            await loop.create_server(partial(Connection, self._fronts[name].accept), sock=listener, backlog=_BACKLOG)
             for name, sockets in self._listeners.items()
             for listener in sockets
         ]

@@ -43,9 +43,8 @@ class Front:
         self._config = config
         self._connections: set[asyncio.Task[None]] = set()
 
-    async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve one connection to its end; the callback of asyncio's servers."""
-        link = Connection(reader, writer)
+    async def accept(self, link: Connection) -> None:
+        """Serve one connection to its end."""
         who = self.who(link)
         task = asyncio.current_task()
         assert task is not None

@@ -47,15 +47,24 @@ def encode(type_: str, fields: Mapping[str, object] | None = None, payload: byte
 
     :raises PeerdError: BAD_MESSAGE when the header or the payload would be over its bound
     """
+    return encode_header(type_, fields, len(payload)) + payload
+
+
+def encode_header(type_: str, fields: Mapping[str, object] | None = None, size: int = 0) -> bytes:
+    """The bytes of one frame before its payload.
+
+    :param size: bytes of the payload
+    :raises PeerdError: BAD_MESSAGE when the header or the payload would be over its bound
+    """
     header: dict[str, object] = {"type": type_, **(fields or {})}
-    if payload:
-        header["size"] = len(payload)
+    if size:
+        header["size"] = size
     line = json.dumps(header, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
     if len(line) > MAX_HEADER:
         _refuse(f"header of {len(line)} bytes, at most {MAX_HEADER}")
-    if len(payload) > MAX_PAYLOAD:
-        _refuse(f"payload of {len(payload)} bytes, at most {MAX_PAYLOAD}")
-    return line + payload
+    if size > MAX_PAYLOAD:
+        _refuse(f"payload of {size} bytes, at most {MAX_PAYLOAD}")
+    return line
 
 
 def _parse(line: bytes) -> tuple[str, dict[str, object], int]:
@@ -82,7 +91,7 @@ class Decoder:
         self._scanned = 0
         self._header: tuple[str, dict[str, object], int] | None = None
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes | memoryview) -> None:
         """Add bytes as they arrived."""
         self._buffer += data
 
@@ -111,6 +120,11 @@ class Decoder:
         del self._buffer[:size]
         self._header = None
         return Frame(type_, fields, payload)
+
+    @property
+    def held(self) -> int:
+        """How many bytes were fed that are of no frame which was taken."""
+        return len(self._buffer)
 
     @property
     def partial(self) -> bool:

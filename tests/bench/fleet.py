@@ -73,7 +73,7 @@ class Fleet:
         """Have the copy that all workers have by now."""
         made = self.workers[0].bound()
         await asyncio.get_running_loop().sock_connect(made, (self.leader, PORT))
-        link = Connection(*await asyncio.open_connection(sock=made))
+        _, link = await asyncio.get_running_loop().create_connection(Connection, sock=made)
         link.post("hello", HELLO)
         await link.expect("hello")
         await link.send("listPeers")

@@ -12,6 +12,7 @@ import socket
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -102,10 +103,8 @@ class Journal:
 class Wire:
     """The other end of a connection of peerd's, for tests: whole frames or any bytes."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader = reader
-        self.writer = writer
-        self.link = Connection(reader, writer)
+    def __init__(self, link: Connection) -> None:
+        self.link = link
 
     async def greet(self) -> None:
         """Say hello and take the answer."""
@@ -135,12 +134,11 @@ class Wire:
 
     def reset(self) -> None:
         """Break the connection, so that the other end gets ECONNRESET."""
-        sock: socket.socket = self.writer.get_extra_info("socket")
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        self.link.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         self.link.abort()
 
 
-Accept = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+Accept = Callable[[Connection], Awaitable[None]]
 
 
 @contextlib.asynccontextmanager
@@ -148,7 +146,7 @@ async def tcp_server(accept: Accept, packet_info: bool = True) -> AsyncIterator[
     """A server on all of loopback's addresses, as PassPacketInfo= of systemd.socket(5) makes it; gives its port."""
     listener = socket.create_server(("0.0.0.0", 0))
     listener.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, packet_info)
-    server = await asyncio.start_server(accept, sock=listener)
+    server = await asyncio.get_running_loop().create_server(partial(Connection, accept), sock=listener)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
@@ -159,7 +157,7 @@ async def tcp_server(accept: Accept, packet_info: bool = True) -> AsyncIterator[
 @contextlib.asynccontextmanager
 async def unix_server(accept: Accept, path: Path) -> AsyncIterator[Path]:
     """A server on a unix socket; gives its path."""
-    server = await asyncio.start_unix_server(accept, path)
+    server = await asyncio.get_running_loop().create_unix_server(partial(Connection, accept), path)
     try:
         yield path
     finally:
@@ -170,10 +168,12 @@ async def unix_server(accept: Accept, path: Path) -> AsyncIterator[Path]:
 @contextlib.asynccontextmanager
 async def dialled(where: int | Path, source: str = LOCALHOST) -> AsyncIterator[Wire]:
     """A connection to a port of loopback, from one of its addresses, or to a unix socket."""
+    loop = asyncio.get_running_loop()
     if isinstance(where, int):
-        wire = Wire(*await asyncio.open_connection(LOCALHOST, where, local_addr=(source, 0)))
+        _, link = await loop.create_connection(Connection, LOCALHOST, where, local_addr=(source, 0))
     else:
-        wire = Wire(*await asyncio.open_unix_connection(where))
+        _, link = await loop.create_unix_connection(Connection, str(where))
+    wire = Wire(link)
     try:
         yield wire
     finally:
@@ -188,12 +188,15 @@ async def linked() -> AsyncIterator[tuple[Connection, Connection]]:
     for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
         listener.setsockopt(socket.SOL_SOCKET, option, 4096)
         dialling.setsockopt(socket.SOL_SOCKET, option, 4096)
-    server = await asyncio.start_server(
-        lambda reader, writer: accepted.set_result(Connection(reader, writer)), sock=listener
-    )
+
+    async def accept(link: Connection) -> None:
+        accepted.set_result(link)
+
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(partial(Connection, accept), sock=listener)
     dialling.setblocking(False)
-    await asyncio.get_running_loop().sock_connect(dialling, listener.getsockname())
-    near = Connection(*await asyncio.open_connection(sock=dialling))
+    await loop.sock_connect(dialling, listener.getsockname())
+    _, near = await loop.create_connection(Connection, sock=dialling)
     far = await accepted
     try:
         yield near, far
@@ -219,8 +222,8 @@ class FakePeers:
         self.accepted = 0
         self._wires: list[Wire] = []
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        wire = Wire(reader, writer)
+    async def _accept(self, link: Connection) -> None:
+        wire = Wire(link)
         self._wires.append(wire)
         self.accepted += 1
         try:

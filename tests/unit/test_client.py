@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from peerd.client import _ATTEMPTS
+from peerd.connection import Connection
 from peerd.messages import WINDOW
 from peerd.protocol import Frame
 from unit.support import EXEC_ID, Wire, pipe, readable, unix_server
@@ -109,8 +110,8 @@ async def called(
     """`d`, at the point where its command has arrived and it is being greeted."""
     wires: asyncio.Queue[Wire] = asyncio.Queue()
 
-    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        wires.put_nowait(Wire(reader, writer))
+    async def accept(link: Connection) -> None:
+        wires.put_nowait(Wire(link))
 
     async with unix_server(accept, directory / "socket") as path:
         running = await program(path, *argv, stdin=stdin, stdout=stdout, through=through)
@@ -173,8 +174,8 @@ def test_frames_may_come_in_any_pieces(tmp_path: Path) -> None:
     async def main() -> None:
         async with called(tmp_path, "version") as client:
             for byte in b'{"type":"output","stream":"stdout","size":3}\n{}\n{"type":"exit","status":4}\n':
-                client.wire.writer.write(bytes([byte]))
-                await client.wire.writer.drain()
+                client.wire.link.post_encoded(bytes([byte]))
+                await client.wire.link.drain()
             assert await client.ended() == (4, b"{}\n", b"")
 
     asyncio.run(main())
@@ -197,7 +198,7 @@ def test_a_daemon_that_goes_once_it_took_the_command_is_not_asked_again(tmp_path
     async def main() -> None:
         async with called(tmp_path, "deletePeer") as client:
             client.wire.link.post("running", {"execId": "", "step": 1})
-            client.wire.writer.write(part)
+            client.wire.link.post_encoded(part)
             client.wire.link.close()
             status, out, err = await client.ended()
             assert (status, out) == (255, b"")
@@ -211,7 +212,7 @@ def test_a_daemon_that_goes_once_it_took_the_command_is_not_asked_again(tmp_path
 def test_a_daemon_that_goes_before_it_took_the_command_is_asked_again(tmp_path: Path, part: bytes) -> None:
     async def main() -> None:
         async with called(tmp_path, "listPeers") as client:
-            client.wire.writer.write(part)
+            client.wire.link.post_encoded(part)
             fields = client.invoke.fields
             assert (await client.again()).fields == fields
             client.wire.link.post("running", {"execId": "", "step": 1})
@@ -225,11 +226,11 @@ def test_a_daemon_that_goes_again_and_again_is_told_of_with_255(tmp_path: Path) 
     async def main() -> None:
         accepted = 0
 
-        async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def accept(link: Connection) -> None:
             nonlocal accepted
             accepted += 1
             # Unread bytes at the close are a reset for the other end.
-            writer.transport.abort()
+            link.abort()
 
         async with unix_server(accept, tmp_path / "socket") as path:
             status, out, err = await without_daemon(path, "version", "x" * 100_000)
@@ -262,7 +263,7 @@ def test_a_connection_that_breaks_is_made_anew_and_goes_on_where_the_output_was(
             await shown(client, b"err", "stderr")
             # What peerd itself says is not the command's, and half a frame is none.
             await client.wire.link.send("output", {"stream": "stderr", "by": "peerd"}, b"!")
-            client.wire.writer.write(b'{"type":"output","stream":"stdout","size":4}\nha')
+            client.wire.link.post_encoded(b'{"type":"output","stream":"stdout","size":4}\nha')
             again = (await client.again()).fields
             assert again["argv"] == ["execOnPeer", "--x"]
             assert again["resume"] == {"execId": EXEC_ID, "step": 1, "stdout": 4, "stderr": 3}

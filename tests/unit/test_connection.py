@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import os
 import socket
@@ -81,7 +80,7 @@ def test_the_end_between_two_frames_is_the_end() -> None:
 def test_the_end_within_a_frame_is_an_error(part: bytes) -> None:
     async def main() -> None:
         async with linked() as (near, far):
-            near._writer.write(part)
+            near.post_encoded(part)
             near.close()
             with pytest.raises(PeerdError, match="ended inside a frame"):
                 await far.receive()
@@ -92,7 +91,7 @@ def test_the_end_within_a_frame_is_an_error(part: bytes) -> None:
 def test_a_connection_that_was_reset_is_at_its_end() -> None:
     async def main() -> None:
         async with linked() as (near, far):
-            Wire(near._reader, near._writer).reset()
+            Wire(near).reset()
             assert await far.receive() is None
             with pytest.raises(ConnectionError):
                 await far.expect("x")
@@ -103,7 +102,7 @@ def test_a_connection_that_was_reset_is_at_its_end() -> None:
 def test_sending_into_a_lost_connection_is_an_error() -> None:
     async def main() -> None:
         async with linked() as (near, far):
-            Wire(far._reader, far._writer).reset()
+            Wire(far).reset()
             assert await near.receive() is None
             with pytest.raises(ConnectionError):
                 await near.send("x")
@@ -168,7 +167,7 @@ def test_another_message_than_the_one_that_is_due_is_malformed() -> None:
 def test_bytes_that_are_no_frame_are_malformed(garbage: bytes) -> None:
     async def main() -> None:
         async with linked() as (near, far):
-            near._writer.write(garbage)
+            near.post_encoded(garbage)
             with pytest.raises(PeerdError) as caught:
                 await far.receive()
             assert caught.value.code is Code.BAD_MESSAGE
@@ -180,7 +179,7 @@ def test_bytes_that_are_no_frame_are_malformed(garbage: bytes) -> None:
 def test_whatever_ends_a_connection_is_a_lost_connection_to_who_sends(number: int) -> None:
     async def main() -> None:
         async with linked() as (near, _):
-            near._reader.set_exception(OSError(number, os.strerror(number)))
+            near.connection_lost(OSError(number, os.strerror(number)))
             with pytest.raises(ConnectionError) as caught:
                 await near.send("ping")
             assert caught.value.errno == number
@@ -216,21 +215,19 @@ def test_a_greeting_that_fails_closes_the_connection(answer: str) -> None:
     async def main() -> None:
         over = asyncio.Event()
 
-        async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            link = Connection(reader, writer)
+        async def accept(link: Connection) -> None:
             match answer:
                 case "other version":
                     link.post("hello", {"protocol": 99})
                 case "garbage":
-                    writer.write(b"SSH-2.0-OpenSSH\r\n")
+                    link.post_encoded(b"SSH-2.0-OpenSSH\r\n")
                 case "error":
                     link.post("error", PeerdError(Code.BUSY, reason="no").to_wire())
                 case "nothing":
                     link.close()
             # What gives up on a greeting resets the connection.
-            with contextlib.suppress(ConnectionResetError):
-                while await reader.read(1000):
-                    pass
+            while await link.receive():
+                pass
             await link.finish()
             over.set()
 

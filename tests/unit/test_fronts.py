@@ -187,7 +187,9 @@ def test_one_connection_serves_one_command_after_another(tmp_path: Path) -> None
 def test_hello_and_command_may_come_in_one_piece(tmp_path: Path) -> None:
     async def main() -> None:
         async with served(tmp_path) as local, dialled(local.path) as wire:
-            wire.writer.write(b'{"type":"hello","protocol":1,"version":"d"}\n{"type":"invoke","argv":["version"]}\n')
+            wire.link.post_encoded(
+                b'{"type":"hello","protocol":1,"version":"d"}\n{"type":"invoke","argv":["version"]}\n'
+            )
             await wire.link.expect("hello")
             assert await said(wire) == Said(f"{__version__}\n", "", 0)
 
@@ -447,7 +449,7 @@ def test_a_call_that_is_nested_deeply_is_an_error_of_its_sender(tmp_path: Path, 
         async with served(tmp_path) as local, greeted(local.path) as wire:
             nested = "[" * depth + "]" * depth
             fields = nested if where == "command" else f'"ping","params":{{"peer":{nested}}}'
-            wire.writer.write(f'{{"type":"call","command":{fields}}}\n'.encode())
+            wire.link.post_encoded(f'{{"type":"call","command":{fields}}}\n'.encode())
             refused = await wire.next()
             assert refused.type == "error"
             assert refused.fields["code"] in ("bad-message", "usage")
@@ -479,7 +481,7 @@ def test_bytes_that_are_no_frame_get_an_error_and_the_end(
             async with dialled(local.path) as wire:
                 if greet:
                     await wire.greet()
-                wire.writer.write(garbage)
+                wire.link.post_encoded(garbage)
                 refused = await wire.next()
                 assert (refused.type, refused.fields["code"]) == ("error", "bad-message")
                 await wire.end()
@@ -495,11 +497,11 @@ def test_a_caller_that_goes_in_the_middle_of_a_frame_harms_nobody(tmp_path: Path
     async def main() -> None:
         async with served(tmp_path) as local:
             async with dialled(local.path) as wire:
-                wire.writer.write(part)
+                wire.link.post_encoded(part)
                 wire.link.close()
             async with dialled(local.path) as wire:
-                wire.writer.write(part)
-                await wire.writer.drain()
+                wire.link.post_encoded(part)
+                await wire.link.drain()
                 wire.link.abort()
             async with greeted(local.path) as wire:
                 assert (await invoke(wire, "version")).status == 0

@@ -518,7 +518,7 @@ def test_a_leader_that_sends_what_is_nested_deeply_is_left_and_asked_again(quick
             wire = await admit(peers, VPS)
             await me.changes.get()
             nested = b"[" * depth + b"]" * depth
-            wire.writer.write(b'{"type":"error","code":"timeout","details":{"peer":' + nested + b"}}\n")
+            wire.link.post_encoded(b'{"type":"error","code":"timeout","details":{"peer":' + nested + b"}}\n")
             assert not (await me.changes.get())[0]
             await admit(peers, VPS)
             assert (await me.changes.get())[0]

@@ -209,7 +209,7 @@ def test_a_command_whose_target_does_not_keep_to_the_protocol_is_lost(records: J
             asked = await wire.expect("execRequest")
             wire.link.post("output", {"stream": "stdout"}, b"so far")
             if how == "garbage":
-                wire.writer.write(b"garbage\n")
+                wire.link.post_encoded(b"garbage\n")
             else:
                 wire.link.post("result", {"outcome": "fine", "exitStatus": 0})
             answer = await running
@@ -236,7 +236,7 @@ def test_a_command_whose_connection_breaks_is_got_back_to_and_not_run_again(how:
             if how == "reset":
                 wire.reset()
             else:
-                wire.writer.write(b'{"type":"result","outc' if how == "half" else b"")
+                wire.link.post_encoded(b'{"type":"result","outc' if how == "half" else b"")
                 wire.link.close()
             wire = await here.target()
             again = await wire.expect("attachJob")

@@ -327,7 +327,7 @@ def test_a_request_that_is_nested_deeply_is_an_error_of_its_sender(name: str, de
             fields = {key: value for key, value in EXEC.items() if key != name}
             rest = "".join(f',"{key}":"{value}"' for key, value in fields.items())
             nested = "[" * depth + "]" * depth
-            wire.writer.write(f'{{"type":"execRequest","{name}":{nested}{rest}}}\n'.encode())
+            wire.link.post_encoded(f'{{"type":"execRequest","{name}":{nested}{rest}}}\n'.encode())
             assert (await wire.next()).fields["code"] == "bad-message"
             assert remote.executor.requests == []
 
@@ -405,7 +405,7 @@ def test_a_caller_that_is_lost_stops_its_command(how: str) -> None:
             elif how == "reset":
                 wire.reset()
             else:
-                wire.writer.write(b"garbage\n")
+                wire.link.post_encoded(b"garbage\n")
             await over.wait()
 
     asyncio.run(main())
@@ -450,7 +450,7 @@ def test_bytes_that_are_no_frame_get_an_error_and_the_end(garbage: bytes) -> Non
     async def main() -> None:
         async with served() as remote:
             async with dialled(remote.port, "127.0.0.4") as wire:
-                wire.writer.write(garbage)
+                wire.link.post_encoded(garbage)
                 assert (await wire.next()).fields["code"] == "bad-message"
                 await wire.end()
             async with greeted(remote) as wire:
@@ -464,7 +464,7 @@ def test_garbage_from_who_is_gone_already_harms_nobody(records: Journal) -> None
         async with served() as remote:
             async with greeted(remote) as wire:
                 assert (await wire.ask("ping")).type == "pong"
-                wire.writer.write(b"garbage\n")
+                wire.link.post_encoded(b"garbage\n")
                 wire.reset()
             async with greeted(remote) as wire:
                 assert (await wire.ask("ping")).type == "pong"
@@ -868,7 +868,7 @@ def test_a_worker_that_loses_its_connection_within_a_heartbeat_is_offline() -> N
             async with greeted(remote, "127.0.0.2") as wire:
                 await wire.ask("registerPeer", registration("desktop").to_wire())
                 await receive_book(wire.link)
-                wire.writer.write(b'{"type":"heart')
+                wire.link.post_encoded(b'{"type":"heart')
                 wire.link.close()
             async with greeted(remote) as wire:
                 gone = Peer.from_wire((await wire.ask("getPeerInfo", {"peer": "desktop"})).fields)
