@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from peerd.messages import MAX_OUTPUT, ExecResult, Offsets
+from peerd.messages import ExecResult, Offsets
 from peerd.run import Run
 from peerd.session import Session
 
@@ -66,8 +66,7 @@ class Audience:
         granting = asyncio.create_task(self._grant())
         try:
             while reader.is_open() and (data := await stdin.read(reader.received)):
-                for start in range(0, len(data), MAX_OUTPUT):
-                    reader.feed(data[start : start + MAX_OUTPUT])
+                reader.feed(data)
             reader.feed(b"")
             await granting
         finally:

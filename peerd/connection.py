@@ -15,8 +15,8 @@ from peerd.messages import Hello
 from peerd.protocol import Decoder, Frame
 
 _CHUNK = 256 * 1024
-_MOST_HELD = 1024 * 1024
-"""Bytes that have arrived and that nobody has taken, beyond which no more are read."""
+_MOST_HELD = protocol.MAX_PAYLOAD
+"""Bytes that have arrived and that nobody has taken, beyond which no more are read; no less than one frame may have."""
 _APART = 16 * 1024
 """Bytes of a payload that is written by itself: to copy it behind its header would take longer than another call."""
 _TOGETHER = 0.01
@@ -66,7 +66,8 @@ class Connection(asyncio.BufferedProtocol):
         self._decoder.feed(_INBOX[:nbytes])
         if self._decoder.held > _MOST_HELD:
             self._transport.pause_reading()
-        self._arrived.set()
+        if not self._decoder.waiting:
+            self._arrived.set()
 
     def eof_received(self) -> bool:
         """As asyncio has it; the other end may still read."""

@@ -122,6 +122,11 @@ class Decoder:
         return Frame(type_, fields, payload)
 
     @property
+    def waiting(self) -> bool:
+        """Whether it is known that the frame which has begun is not whole yet."""
+        return self._header is not None and len(self._buffer) < self._header[2]
+
+    @property
     def held(self) -> int:
         """How many bytes were fed that are of no frame which was taken."""
         return len(self._buffer)

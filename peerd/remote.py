@@ -17,7 +17,7 @@ from peerd.connection import Connection
 from peerd.errors import Code, Outcome, PeerdError
 from peerd.journal import Event, log
 from peerd.links import Pool
-from peerd.messages import MAX_OUTPUT, STREAMS, ExecRequest, ExecResult, Offsets, take, take_optional
+from peerd.messages import STREAMS, ExecRequest, ExecResult, Offsets, take, take_optional
 from peerd.peers import Peer
 from peerd.protocol import Frame
 from peerd.session import Session
@@ -205,8 +205,7 @@ class Remote:
     async def _forward_stdin(self, link: Connection, offset: int) -> None:
         with contextlib.suppress(ConnectionError):
             while data := await self._session.stdin.read(offset):
-                for start in range(0, len(data), MAX_OUTPUT):
-                    await link.send("stdin", None, data[start : start + MAX_OUTPUT])
+                await link.send("stdin", None, data)
                 offset += len(data)
             await link.send("stdin")
 

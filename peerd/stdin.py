@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable
 
 from peerd.errors import Code, PeerdError
-from peerd.messages import WINDOW
+from peerd.messages import MAX_OUTPUT, WINDOW
 
 
 class Stdin:
@@ -61,8 +61,9 @@ class Stdin:
         self._arrived.set()
 
     async def read(self, offset: int) -> bytes:
-        """The bytes that there are from an offset on, once there are any; none at the end of the input."""
-        while not (held := self._held[max(0, offset - self._base) :]) and not self._ended:
+        """Bytes from an offset on, once there are any, as many as fit a message; none at the end of the input."""
+        while offset >= self._base + len(self._held) and not self._ended:
             self._arrived.clear()
             await self._arrived.wait()
-        return bytes(held)
+        start = max(0, offset - self._base)
+        return bytes(memoryview(self._held)[start : start + MAX_OUTPUT])

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from peerd.errors import Code, PeerdError
-from peerd.messages import WINDOW
+from peerd.messages import MAX_OUTPUT, WINDOW
 from peerd.stdin import Stdin
 
 
@@ -54,7 +54,9 @@ def test_what_is_a_window_behind_the_grant_is_let_go() -> None:
         sender.stdin.open(0, WINDOW)
         sender.stdin.feed(b"x" * WINDOW)
         sender.stdin.grant(WINDOW + 10)
-        assert len(await sender.stdin.read(0)) == WINDOW - 10
+        sender.stdin.feed(b"y" * 10)
+        assert await sender.stdin.read(0) == b"x" * MAX_OUTPUT
+        assert await sender.stdin.read(WINDOW - MAX_OUTPUT + 10) == b"x" * (MAX_OUTPUT - 10) + b"y" * 10
         assert sender.windows[-1] == (None, WINDOW + 10)
         sender.stdin.grant(WINDOW)
         assert sender.windows[-1] == (None, WINDOW + 10)
