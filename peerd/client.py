@@ -30,6 +30,7 @@ SIGNAL_BASE = 128
 _ATTEMPTS = 5
 """Connections that are tried one after another; each of them waits until the daemon runs."""
 _CHUNK = 256 * 1024
+_LINE = 4096
 _WINDOW = 1024 * 1024
 """Bytes of standard input that may be under way, and that are held to be sent again."""
 _GREETING_LIMIT = 20.0
@@ -144,8 +145,11 @@ class _Call:
             while not self._buffer and self._send_stdin():
                 pass
             frame = quickjson.loads(self._line().decode())
-            data = self._exactly(frame.get("size", 0))
-            status = self._take(frame, data)
+            size = frame.get("size", 0)
+            if frame["type"] == "output" and "by" not in frame and self._collected is None:
+                self._pass_on(frame["stream"], size)
+                continue
+            status = self._take(frame, self._exactly(size))
             if status is not None:
                 return status
 
@@ -160,7 +164,10 @@ class _Call:
                 self._exec_id, self._step = frame["execId"], frame["step"]
                 self._offsets, self._confirmed = dict.fromkeys(_STREAMS, 0), 0
         elif kind == "output":
-            self._output(frame, data)
+            if "by" in frame:
+                _write(_STREAMS[frame["stream"]], data)
+            else:
+                self._keep(frame["stream"], data)
         elif kind == "started":
             if self._events and not self._started:
                 self._print_event("started", {})
@@ -189,20 +196,31 @@ class _Call:
             return EXIT_FAILURE
         return None
 
-    def _output(self, frame: dict[str, Any], data: bytes) -> None:
-        stream = frame["stream"]
-        if "by" in frame:
+    def _pass_on(self, stream: str, size: int) -> None:
+        """Write output of the command as it arrives."""
+        while size:
+            if self._buffer:
+                data = self._exactly(min(size, len(self._buffer)))
+            else:
+                data = self._receive(min(size, _CHUNK))
             _write(_STREAMS[stream], data)
-            return
+            size -= len(data)
+            self._offsets[stream] += len(data)
+        self._confirm()
+
+    def _keep(self, stream: str, data: bytes) -> None:
+        """Keep output for the record, or tell of it as an event."""
         if self._events:
             from peerd.render import encoded
 
             self._print_event("output", {"stream": stream, **encoded(data)})
         elif self._collected is not None:
             self._collected[stream] += data
-        else:
-            _write(_STREAMS[stream], data)
         self._offsets[stream] += len(data)
+        self._confirm()
+
+    def _confirm(self) -> None:
+        """Say from time to time what has been written or kept."""
         if sum(self._offsets.values()) - self._confirmed >= _CHUNK:
             self._confirmed = sum(self._offsets.values())
             self._send({"type": "ack", "execId": self._exec_id, **self._offsets})
@@ -243,22 +261,23 @@ class _Call:
         self._send({"type": "stdin", "size": len(data)} if data else {"type": "stdin"}, data)
         return True
 
-    def _fill(self) -> None:
-        data = self.connection.recv(_CHUNK)
+    def _receive(self, most: int) -> bytes:
+        data = self.connection.recv(most)
         if not data:
             raise _Gone
-        self._buffer += data
+        return data
 
     def _line(self) -> bytes:
         while (end := self._buffer.find(b"\n")) < 0:
-            self._fill()
+            # Not much more than the line: what follows is better received where it is wanted.
+            self._buffer += self._receive(_LINE)
         line = bytes(self._buffer[:end])
         del self._buffer[: end + 1]
         return line
 
     def _exactly(self, size: int) -> bytes:
         while len(self._buffer) < size:
-            self._fill()
+            self._buffer += self._receive(min(size - len(self._buffer), _CHUNK))
         data = bytes(memoryview(self._buffer)[:size])
         del self._buffer[:size]
         return data

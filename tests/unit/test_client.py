@@ -261,14 +261,14 @@ def test_a_connection_that_breaks_is_made_anew_and_goes_on_where_the_output_was(
             begin(client)
             await shown(client, b"one ")
             await shown(client, b"err", "stderr")
-            # What peerd itself says is not the command's, and half a frame is none.
+            # What peerd itself says is not the command's. What has come of a frame has been written.
             await client.wire.link.send("output", {"stream": "stderr", "by": "peerd"}, b"!")
             client.wire.link.post_encoded(b'{"type":"output","stream":"stdout","size":4}\nha')
             again = (await client.again()).fields
             assert again["argv"] == ["execOnPeer", "--x"]
-            assert again["resume"] == {"execId": EXEC_ID, "step": 1, "stdout": 4, "stderr": 3}
+            assert again["resume"] == {"execId": EXEC_ID, "step": 1, "stdout": 6, "stderr": 3}
             begin(client)
-            await shown(client, b"half")
+            await shown(client, b"lf")
             again = (await client.again()).fields
             assert again["resume"] == {"execId": EXEC_ID, "step": 1, "stdout": 8, "stderr": 3}
             begin(client)
