@@ -18,7 +18,7 @@ from peerd import busapi, busvalues, parameters, polkit, users
 from peerd.answer import Answer
 from peerd.busapi import INTERFACES, MANAGER, ROOT, Refused
 from peerd.busjobs import Jobs
-from peerd.buslink import gone, leave, widen
+from peerd.buslink import gone, leave, post, widen
 from peerd.busobjects import Objects
 from peerd.buspipes import Pipes
 from peerd.busvalues import Collected
@@ -150,7 +150,7 @@ class Bus:
         # What a reply is about was told before.
         self._tell()
         if self._bus and self._bus.connected:
-            self._bus.send(message)
+            post(self._bus, message)
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.create_task(work)
@@ -346,7 +346,7 @@ class Bus:
         if self._bus and self._bus.connected:
             for path, interface, member, body in untold:
                 signature = "".join(signature for _, signature in INTERFACES[interface].signals[member])
-                self._bus.send(Message.new_signal(path, interface, member, signature, body))
+                post(self._bus, Message.new_signal(path, interface, member, signature, body))
 
 
 def _machine_id() -> str:

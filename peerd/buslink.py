@@ -7,6 +7,7 @@ import contextlib
 import socket
 from typing import cast
 
+from dbus_next import Message
 from dbus_next.aio import MessageBus
 
 _SO_SNDBUFFORCE = 32
@@ -18,6 +19,11 @@ def widen(bus: MessageBus) -> None:
     """Make room for a burst of messages: dbus_next takes a full socket (EAGAIN) for the end of the connection."""
     with contextlib.suppress(OSError):
         bus._sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _ROOM)
+
+
+def post(bus: MessageBus, message: Message) -> None:
+    """Send a message that nobody waits for; that it could not be sent is told by the end of the connection."""
+    bus.send(message).add_done_callback(lambda done: done.cancelled() or done.exception())
 
 
 async def leave(bus: MessageBus) -> None:

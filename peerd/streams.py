@@ -17,6 +17,8 @@ from peerd.spool import Spool
 
 _STEP = 256 * 1024
 """Bytes that are moved before others get their turn."""
+_WORTH_TELLING = WINDOW // 4
+"""Bytes by which a grant grows before the sender hears of it, who has three times as many left by then."""
 
 
 class Room(Protocol):
@@ -268,8 +270,8 @@ class Input:
             self._writing = False
 
     async def taken(self, until: int) -> int:
-        """Wait until more is granted than up to this offset; the new one."""
-        while self.until <= until:
+        """Wait until so much more than up to this offset is granted that it is worth a message; the new offset."""
+        while self.until < until + _WORTH_TELLING:
             self._read.clear()
             await self._read.wait()
         return self.until

@@ -409,21 +409,27 @@ def test_a_sender_is_granted_a_window_ahead_of_what_the_command_has_read() -> No
         with reading() as command:
             assert (command.input.received, command.input.until) == (0, WINDOW)
             command.input.feed(bytes(WINDOW))
-            until = await command.input.taken(WINDOW)
-            in_pipe = until - WINDOW
-            assert 0 < in_pipe < WINDOW
-            command.input.feed(bytes(in_pipe))
+            telling = asyncio.create_task(command.input.taken(WINDOW))
+            await turns()
+            assert WINDOW < command.input.until < WINDOW + WINDOW // 4
+            while not telling.done():
+                await readable(command.read_end)
+                os.read(command.read_end, 65536)
+                await turns()
+            assert telling.result() >= WINDOW + WINDOW // 4
+            until = command.input.until
+            command.input.feed(bytes(until - WINDOW))
             for data in (b"x", bytes(WINDOW)):
                 with pytest.raises(PeerdError) as caught:
                     command.input.feed(data)
                 assert caught.value.code is Code.BAD_MESSAGE
             assert command.input.received == until
             # More is granted only when the command reads.
-            more = asyncio.create_task(command.input.taken(until))
             await turns()
-            assert not more.done()
+            assert command.input.until == until
             os.read(command.read_end, 65536)
-            assert await more > until
+            await turns()
+            assert command.input.until > until
 
     asyncio.run(main())
 
