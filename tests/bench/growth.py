@@ -51,9 +51,9 @@ class Leader:
         return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
 
     def written(self) -> int:
-        """Bytes that it wrote to disks."""
+        """Bytes that it wrote to files."""
         lines = self._process("io").splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("write_bytes"))
+        return next(int(line.split()[1]) for line in lines if line.startswith("wchar"))
 
     def milliseconds(self, command: str) -> float:
         """What a command of d takes, the quickest of five."""
