@@ -284,6 +284,7 @@ class Bus:
         request = ExecRequest(exec_id, params["directory"], params.get("shell_cmd", ""), params.get("argv", ()))
         request = replace(request, user=params.get("user", ""))
         self._jobs.begin(Job.of(request, params["peer"], str(caller), time.time_ns() // 1000))
+        self._tell()
         body = [busapi.job_path(exec_id), 0, 1]
         if self._bus and self._bus.connected:
             reply = Message.new_method_return(message, "ohh", body, unix_fds=pipes.given)

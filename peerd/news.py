@@ -178,11 +178,13 @@ def _presence(peers: Iterable[Peer], everybody: bool) -> bytes:
     listed = list(peers)
     online = [peer.peer_id for peer in listed if peer.is_online]
     offline = [peer.peer_id for peer in listed if not peer.is_online]
-    frames = [protocol.encode("presence", {"all": True})] if everybody else []
-    frames += [protocol.encode("presence", {"online": chunk}) for chunk in _chunks(online, _IDS_PER_FRAME)]
-    if not everybody:
-        frames += [protocol.encode("presence", {"offline": chunk}) for chunk in _chunks(offline, _IDS_PER_FRAME)]
-    return b"".join(frames)
+    told: list[dict[str, object]] = [{"online": chunk} for chunk in _chunks(online, _IDS_PER_FRAME)]
+    if everybody:
+        first, *later = told or [{}]
+        told = [{"all": True, **first}, *later]
+    else:
+        told += [{"offline": chunk} for chunk in _chunks(offline, _IDS_PER_FRAME)]
+    return b"".join(protocol.encode("presence", fields) for fields in told)
 
 
 def _chunks(items: Sequence[T], size: int) -> Iterable[Sequence[T]]:

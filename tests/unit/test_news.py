@@ -78,8 +78,7 @@ def test_who_has_the_right_copy_is_told_only_who_is_online() -> None:
         async with told(book, book.digest) as (_, [worker]):
             copy = PeerBook(replace(peer, last_seen=9.0, is_online=True) for peer in PEERS[:3])
             assert await receive_book(worker, copy) is copy
-            assert (await next_of(worker)).fields == {"all": True}
-            assert (await next_of(worker)).fields == {"online": ["p3"]}
+            assert (await next_of(worker)).fields == {"all": True, "online": ["p3"]}
 
     asyncio.run(main())
 
@@ -92,7 +91,7 @@ def test_who_has_another_copy_is_told_all(digest: str) -> None:
             received = await receive_book(worker, PeerBook(PEERS))
             assert [peer.peer_id for peer in received] == ["p1", "p2"]
             assert received.digest == book.digest
-            assert [(await next_of(worker)).fields for _ in range(2)] == [{"all": True}, {"online": ["p2"]}]
+            assert (await next_of(worker)).fields == {"all": True, "online": ["p2"]}
 
     asyncio.run(main())
 
@@ -186,5 +185,21 @@ def test_with_many_workers_changes_are_gathered(monkeypatch: pytest.MonkeyPatch)
             news.removed("p5")
             # That is told at once; the rest would come in a minute.
             assert (await next_of(worker)).type == "peerRemoved"
+
+    asyncio.run(main())
+
+
+def test_more_than_fit_one_frame_are_told_in_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(news_module, "_IDS_PER_FRAME", 2)
+
+    async def main() -> None:
+        book = PeerBook(replace(peer, is_online=True) for peer in PEERS)
+        async with told(book, book.digest) as (_, [worker]):
+            await receive_book(worker, book)
+            assert [(await next_of(worker)).fields for _ in range(3)] == [
+                {"all": True, "online": ["p1", "p2"]},
+                {"online": ["p3", "p4"]},
+                {"online": ["p5"]},
+            ]
 
     asyncio.run(main())
