@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,12 +130,12 @@ _ROOT = _Group(
 )
 
 
-def parse(argv: Sequence[str], width: int = 80, peers: Sequence[str] = ()) -> Invocation | Reply:
+def parse(argv: Sequence[str], width: int = 80, peers: Callable[[], Iterable[str]] = lambda: ()) -> Invocation | Reply:
     """What these arguments ask for.
 
     :param argv: the arguments of ``d``, without its name
     :param width: columns for help texts
-    :param peers: the ids of the peers that are known, for completion
+    :param peers: gives the ids of the peers that are known, for completion
     """
     if argv[:1] == [COMPLETE]:
         return Reply("".join(f"{word}\n" for word in complete(argv[1:], peers)))
@@ -155,11 +155,11 @@ def parse(argv: Sequence[str], width: int = 80, peers: Sequence[str] = ()) -> In
     return Reply(captured.getvalue())
 
 
-def complete(words: Sequence[str], peers: Sequence[str]) -> list[str]:
+def complete(words: Sequence[str], peers: Callable[[], Iterable[str]]) -> list[str]:
     """What the last of these words can become.
 
     :param words: the words after ``d``, the last one as far as it is typed
-    :param peers: the ids of the peers that are known
+    :param peers: gives the ids of the peers that are known
     """
     *before, current = words or [""]
     command = BY_NAME.get(before[0]) if before else None
@@ -168,7 +168,7 @@ def complete(words: Sequence[str], peers: Sequence[str]) -> list[str]:
     if command is None or command.argument:
         found = [known.name for known in COMMANDS] if len(before) == (1 if command else 0) else []
     elif previous and previous.parse:
-        found = list(peers) if previous.metavar == PEER_METAVAR else list(previous.choices)
+        found = list(peers()) if previous.metavar == PEER_METAVAR else list(previous.choices)
     else:
         given = {flag for flag in before if flag in options and not options[flag].multiple}
         extra = ["--json"] * (command.data or command.record) + ["--stream"] * command.record

@@ -256,4 +256,4 @@ PEERS = ("desktop", "laptop", "vps")
     ],
 )
 def test_completion_offers_what_can_come_next(typed: list[str], offered: Sequence[str]) -> None:
-    assert parse(["--complete", *typed], peers=PEERS) == Reply("".join(f"{word}\n" for word in sorted(offered)))
+    assert parse(["--complete", *typed], peers=lambda: PEERS) == Reply("".join(f"{word}\n" for word in sorted(offered)))
