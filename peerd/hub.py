@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -21,7 +22,9 @@ from peerd.peers import Peer, PeerBook, State
 from peerd.registry import Registry
 
 _KEYS_FRESH = 1.0
-"""Seconds for which an answer of wg(8) holds, so that many connections at once ask it once."""
+"""Seconds for which an answer of wg(8) holds for a connection; a registration has one that is not older than it."""
+_KEYS_APART = 0.1
+"""Seconds that are at least between two questions."""
 
 
 class Hub:
@@ -37,7 +40,7 @@ class Hub:
         self._config = config
         self._changed = changed
         self._seen: set[str] = set()
-        self._keys: tuple[float, KeyTable] = (-_KEYS_FRESH, KeyTable(""))
+        self._keys: tuple[float, KeyTable] = (-math.inf, KeyTable(""))
         self._asking = asyncio.Lock()
         self._news = News(lambda: self.book)
         self._claims = Claims(registry.claims())
@@ -75,8 +78,7 @@ class Hub:
         :param digest: that of the copy of the registry which it has, None where it keeps none
         :raises PeerdError: why it is no peer; PENDING where it may become one
         """
-        known = self.book.by_address(address)
-        key = await self._key(address, known.public_key if known else "")
+        key = await self._key(address, 0.0)
         now = time.time()
         try:
             admitted = self._claims.admit(self.book, claim, address, key, now, self._config().registration)
@@ -201,7 +203,7 @@ class Hub:
 
     async def genuine(self, peer: Peer) -> bool:
         """Whether the WireGuard key behind a peer's address is the one that it registered with, as far as is known."""
-        key = await self._key(peer.ip_address)
+        key = await self._key(peer.ip_address, _KEYS_FRESH)
         return not key or not peer.public_key or key == peer.public_key
 
     def flush(self) -> None:
@@ -218,19 +220,20 @@ class Hub:
         self.flush()
         self._news.close_all()
 
-    async def _key(self, address: str, expected: str | None = None) -> str:
+    async def _key(self, address: str, age: float) -> str:
         """The WireGuard key behind an address; "" where it is not known.
 
-        :param expected: the key that it should be, so that another is asked for anew; None where a moment ago will do
+        :param age: seconds that the answer may be old. Those who want a new one at the same time get the same.
         """
+        now = asyncio.get_running_loop().time
+        since = now() - age
         async with self._asking:
             asked, table = self._keys
-            if asyncio.get_running_loop().time() - asked < _KEYS_FRESH:
-                key = table.of(address)
-                if expected in (key, None) or not table:
-                    return key
-            table = await network.public_keys(self._config().vpn_interface)
-            self._keys = (asyncio.get_running_loop().time(), table)
+            if asked < since:
+                await asyncio.sleep(asked + _KEYS_APART - now())
+                asked = now()
+                table = await network.public_keys(self._config().vpn_interface)
+                self._keys = (asked, table)
             return table.of(address)
 
     def _refuse(self, claim: Registration, address: str, key: str, now: float, error: PeerdError) -> None:

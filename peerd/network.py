@@ -160,7 +160,7 @@ def boot_id() -> str:
 class KeyTable:
     """Which WireGuard public key an address belongs to: the one whose allowed IPs hold it most specifically.
 
-    The leader's cryptokey routing is what vouches for an address. False where nothing is known.
+    The leader's cryptokey routing is what vouches for an address.
 
     :param dump: the output of ``wg show INTERFACE dump`` (wg(8))
     """
@@ -176,9 +176,6 @@ class KeyTable:
                     bits = _LENGTHS.index(int(length))
                     self._by_length.setdefault(bits, {})[_number(address) >> (_ADDRESS_BITS - bits)] = columns[0]
         self._lengths = sorted(self._by_length, reverse=True)
-
-    def __bool__(self) -> bool:
-        return bool(self._by_length)
 
     def of(self, address: str) -> str:
         """The key behind an address, or ""."""

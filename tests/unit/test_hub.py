@@ -43,7 +43,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
         return key_table(KEYS)
 
     monkeypatch.setattr(network, "public_keys", public_keys)
-    monkeypatch.setattr(hub_module, "_KEYS_FRESH", 0.0)
+    monkeypatch.setattr(hub_module, "_KEYS_APART", 0.0)
     clock = Clock()
     monkeypatch.setattr(hub_module, "time", clock)
     return clock
@@ -345,7 +345,6 @@ def test_the_key_of_many_connections_is_asked_for_once(registry: Registry, monke
         return key_table({"10.0.0.4": "key-4"})
 
     monkeypatch.setattr(network, "public_keys", public_keys)
-    monkeypatch.setattr(hub_module, "_KEYS_FRESH", 60.0)
 
     async def main() -> None:
         peer = Peer("laptop", "10.0.0.4", public_key="key-4")
@@ -496,5 +495,32 @@ def test_who_had_the_leaders_own_address_or_id_goes(registry: Registry) -> None:
             assert caught.value.code is Code.DELETED
             assert by_id(registry).keys() == {"vps"}
             assert hub.workers == 0
+
+    asyncio.run(main())
+
+
+def test_registrations_at_once_share_an_answer_that_is_not_older_than_they_are(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, str]] = []
+
+    async def public_keys(interface: str) -> network.KeyTable:
+        asked.append(dict(KEYS))
+        await asyncio.sleep(0.01)
+        return key_table(asked[-1])
+
+    monkeypatch.setattr(network, "public_keys", public_keys)
+
+    async def main() -> None:
+        hub = hub_of(registry)
+        async with linked() as (_, first), linked() as (_, second):
+            one = asyncio.create_task(hub.register(first, "10.0.0.2", registration("desktop")))
+            await asyncio.sleep(0)
+            # The first question is on its way: its answer is none for who comes now.
+            monkeypatch.setitem(KEYS, "10.0.0.4", "new")
+            others = [hub.register(second, "10.0.0.4", registration("laptop")) for _ in range(20)]
+            peers = await asyncio.gather(one, *others)
+            assert {peer.public_key for peer in peers[1:]} == {"new"}
+            assert len(asked) == 2
 
     asyncio.run(main())
