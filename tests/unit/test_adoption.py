@@ -379,8 +379,9 @@ def test_an_id_that_runs_still_is_not_run_again_after_the_restart(tmp_path: Path
 
 
 @pytest.mark.parametrize("detach", [False, True])
+@pytest.mark.parametrize("stored", [False, True])
 def test_a_command_that_was_kept_and_never_began_is_dropped_and_may_be_asked_for_again(
-    tmp_path: Path, store: FakeStore, detach: bool
+    tmp_path: Path, store: FakeStore, stored: bool, detach: bool
 ) -> None:
     class Killed(BaseException):
         """The end of the process, where it hurts most."""
@@ -388,10 +389,15 @@ def test_a_command_that_was_kept_and_never_began_is_dropped_and_may_be_asked_for
     def killed(*_: object) -> None:
         raise Killed
 
+    async def killed_later(*_: object) -> None:
+        await asyncio.sleep(0.01)
+        raise Killed
+
     async def main() -> None:
         asked = request("echo x >>ran", tmp_path, detach=detach, stdin=not detach)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(History, "put", killed)
+            # Before it is in the history, or while it is moved into its scope.
+            patch.setattr(*((FakeScopes, "start", killed_later) if stored else (History, "put", killed)))
             # A process that is killed has no time to let go of what is kept, or of its files.
             patch.setattr(fdstore, "forget", lambda name: None)
             patch.setattr(Storage, "remove", lambda self, exec_id: None)
@@ -401,6 +407,7 @@ def test_a_command_that_was_kept_and_never_began_is_dropped_and_may_be_asked_for
         assert SCOPE in store.kept
         async with process(tmp_path, store) as executor:
             assert (executor.running, executor.find(EXEC_ID), store.kept) == (0, None, {})
+            assert not executor.knows(EXEC_ID)
             assert list((tmp_path / "jobs").iterdir()) == []
             assert not (tmp_path / "ran").exists()
             await executor.launch(asked, CALLER)
