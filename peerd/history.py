@@ -26,7 +26,11 @@ SCHEMA_VERSION = 1
 
 _TRIM_EVERY = 1000
 # Four of these are in the way of every command; building them from the model takes longer than doing what they say.
-_PUT = "REPLACE INTO command (exec_id, side, peer, started, outcome, detached, job) VALUES (?, ?, ?, ?, ?, ?, ?)"
+# What is in an index is not set again: it stays as it was, and to leave it alone is half of the work.
+_PUT = """
+    INSERT INTO command (exec_id, side, peer, started, outcome, detached, job) VALUES (?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (exec_id, side) DO UPDATE SET peer = excluded.peer, outcome = excluded.outcome, job = excluded.job
+"""
 _HAS = "SELECT 1 FROM command WHERE exec_id = ? AND side = ?"
 
 
