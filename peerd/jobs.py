@@ -168,7 +168,10 @@ class Jobs:
             await self.request("getJob", job, other.peer_id)
             return other.peer_id
 
-        answers = await _each(self._others, ask)
+        # A leader that was restarted just now is back before its workers have heard of it.
+        leader = self._node.link and self._node.book.by_address(self._node.link.address)
+        away = [leader] if leader and not leader.is_online else []
+        answers = await _each([*self._others, *away], ask)
         found = next((answer for answer in answers if isinstance(answer, str)), None)
         if found is None:
             raise PeerdError(Code.NO_SUCH_JOB, exec_id=job)

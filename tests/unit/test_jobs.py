@@ -188,6 +188,30 @@ def test_any_other_job_is_looked_for_on_all_peers_that_are_online(tmp_path: Path
     asyncio.run(main())
 
 
+class Away:
+    """The link to a leader that is away."""
+
+    address = PHONE.ip_address
+    connected = False
+
+    async def close(self) -> None:
+        """As LeaderLink has it."""
+
+
+def test_a_leader_that_is_not_back_yet_is_asked_too(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with machine(tmp_path, PHONE) as here:
+            here.node.link = Away()  # type: ignore[assignment]
+            getting = here.call("getJob", job=EXEC_ID)
+            (telling,) = await here.asked("getJob")
+            tell(telling, ENDED)
+            assert (await telling.link.expect("getJob")).fields == {"execId": EXEC_ID}
+            tell(telling, ENDED)
+            assert (await getting).data["exit_status"] == 3
+
+    asyncio.run(main())
+
+
 def test_a_job_that_nobody_has_is_none(tmp_path: Path) -> None:
     async def main() -> None:
         async with machine(tmp_path, DESKTOP, LAPTOP) as here:
