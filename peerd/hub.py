@@ -21,10 +21,8 @@ from peerd.news import News
 from peerd.peers import Peer, PeerBook, State
 from peerd.registry import Registry
 
-_KEYS_FRESH = 1.0
-"""Seconds for which an answer of wg(8) holds for a connection; a registration has one that is not older than it."""
-_KEYS_APART = 0.1
-"""Seconds that are at least between two questions."""
+_KEYS_APART = 0.05
+"""Seconds that are at least between two questions to wg(8)."""
 
 
 class Hub:
@@ -78,7 +76,7 @@ class Hub:
         :param digest: that of the copy of the registry which it has, None where it keeps none
         :raises PeerdError: why it is no peer; PENDING where it may become one
         """
-        key = await self._key(address, 0.0)
+        key = await self._key(address)
         now = time.time()
         try:
             admitted = self._claims.admit(self.book, claim, address, key, now, self._config().registration)
@@ -203,7 +201,7 @@ class Hub:
 
     async def genuine(self, peer: Peer) -> bool:
         """Whether the WireGuard key behind a peer's address is the one that it registered with, as far as is known."""
-        key = await self._key(peer.ip_address, _KEYS_FRESH)
+        key = await self._key(peer.ip_address)
         return not key or not peer.public_key or key == peer.public_key
 
     def flush(self) -> None:
@@ -220,13 +218,13 @@ class Hub:
         self.flush()
         self._news.close_all()
 
-    async def _key(self, address: str, age: float) -> str:
-        """The WireGuard key behind an address; "" where it is not known.
+    async def _key(self, address: str) -> str:
+        """The WireGuard key behind an address, by an answer no older than the question; "" where it is not known.
 
-        :param age: seconds that the answer may be old. Those who want a new one at the same time get the same.
+        All who ask while an answer is on its way share the next one.
         """
         now = asyncio.get_running_loop().time
-        since = now() - age
+        since = now()
         async with self._asking:
             asked, table = self._keys
             if asked < since:

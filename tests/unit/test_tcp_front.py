@@ -66,7 +66,6 @@ def _vpn(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(network, "is_own_address", lambda address: address == "127.0.0.1")
     monkeypatch.setattr(network, "public_keys", public_keys)
-    monkeypatch.setattr(hub, "_KEYS_FRESH", 0.0)
     monkeypatch.setattr(hub, "_KEYS_APART", 0.0)
     # Whoever runs the tests need not be root.
     monkeypatch.setattr(network, "RESERVED_BELOW", 65536)
