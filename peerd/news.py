@@ -71,8 +71,8 @@ class News:
         link.post("registered", {"peer_id": peer_id})
         if digest is not None:
             self._with_copy.add(peer_id)
-        self._new[peer_id] = self._changes
         if digest == self._book().digest:
+            self._new[peer_id] = self._changes
             link.post("reply", {**self._beginning(len(self._book())), "same": True})
         else:
             if self._whole is None:
