@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from peerd import history, validate
+from peerd import history, turns, validate
 from peerd.answer import Answer
 from peerd.config import Config
 from peerd.errors import Code, PeerdError
@@ -102,14 +102,18 @@ class Execution:
             request = replace(request, exec_id=resume.exec_id)
         job = Job.of(request, peer_id, str(session.caller), time.time_ns() // 1000)
         here = peer_id == self._node.peer_id
-        if not resume:
-            log(Event.COMMAND_ASKED, f"{job.exec_id} asked of {peer_id} by {job.caller}", **describe(job, peer_id))
-        if not resume and not here:
-            self._history.put(history.ASKED, peer_id, job)
         began = time.monotonic()
+        recorded = resume is not None
+
+        def asked() -> None:
+            nonlocal recorded
+            if not recorded:
+                self._record_asked(peer_id, job)
+            recorded = True
 
         def asking() -> None:
             session.running(job.exec_id, step)
+            asked()
 
         try:
             if here:
@@ -124,6 +128,8 @@ class Execution:
                     result = await remote.execute(request, asking)
         except PeerdError as error:
             result = ExecResult.failure(error, round((time.monotonic() - began) * _USEC))
+        finally:
+            asked()
         # Who is cut off while a detached command starts asks for the same once more.
         if request.detach and (not result.error or (resume and result.error.code is Code.DUPLICATE)):
             return job
@@ -131,8 +137,17 @@ class Execution:
         if result.left_behind:
             count = f"{result.left_behind} background process{'es' if result.left_behind > 1 else ''}"
             session.say(f"Stopped {count} that the command left running on {peer_id}")
-        if not here:
-            self._history.put(history.ASKED, peer_id, job)
+        turns.do_after(turns.ANSWER, lambda: self._record_answered(peer_id, job, result))
+        return job
+
+    def _record_asked(self, peer_id: str, job: Job) -> None:
+        log(Event.COMMAND_ASKED, f"{job.exec_id} asked of {peer_id} by {job.caller}", **describe(job, peer_id))
+        if peer_id != self._node.peer_id:
+            self._history.put_soon(history.ASKED, peer_id, job)
+
+    def _record_answered(self, peer_id: str, job: Job, result: ExecResult) -> None:
+        if peer_id != self._node.peer_id:
+            self._history.put_soon(history.ASKED, peer_id, job)
             self._history.trim(self._config().history_limit)
         log(
             Event.COMMAND_ANSWERED,
@@ -142,7 +157,6 @@ class Execution:
             exit_status=result.exit_status,
             duration_usec=result.duration_usec,
         )
-        return job
 
     async def remote(
         self, peer_id: str, exec_id: str, session: Session, patient: bool = False, patience: float | None = None

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from peerd import connection, fdstore, guard, handles, history, run, scopes
+from peerd import connection, fdstore, guard, handles, history, run, scopes, turns
 from peerd.audience import Audience
 from peerd.config import Config
 from peerd.errors import Code, Outcome, PeerdError
@@ -244,21 +244,25 @@ class Executor:
             one.result = known
         else:
             self._record(one.job, one.caller.peer)
-        self._history.trim(self._config().history_limit)
         one.ended.set()
         one.output.end()
         del self._tasks[exec_id]
-        self._changed()
+        turns.do_after(turns.ANSWER, self._tell_of_end)
         if one.request.detach:
             self._storage.settle(exec_id)
             self._storage.expire(self._runs)
             if not self._attending[exec_id]:
                 self._forget(one)
 
+    def _tell_of_end(self) -> None:
+        self._spawner.refill()
+        self._changed()
+        self._history.trim(self._config().history_limit)
+
     def _record(self, job: Job, peer: str, keep: bool = True) -> None:
         assert job.result is not None
         if keep:
-            self._history.put(history.RAN, peer, job)
+            self._history.put_soon(history.RAN, peer, job)
         result = job.result
         detail = f": {result.error.sentence}" if result.error else ""
         log(

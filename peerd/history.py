@@ -5,6 +5,7 @@ It is a database of its own: it grows with every command, and losing it costs no
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ SCHEMA_VERSION = 1
 """Kept in the database as PRAGMA user_version (sqlite.org/pragma.html)."""
 
 _TRIM_EVERY = 1000
+_SOON = 0.01
+"""Seconds until what may wait is stored: most commands, seen from their callers, are over by then."""
 # Four of these are in the way of every command; building them from the model takes longer than doing what they say.
 # What is in an index is not set again: it stays as it was, and to leave it alone is half of the work.
 _PUT = """
@@ -76,6 +79,8 @@ class History:
 
         self._rows: Any = Row
         self._stored = 0
+        self._waiting: dict[tuple[str, str], tuple[object, ...]] = {}
+        self._due: asyncio.TimerHandle | None = None
         self._store.open()
 
     def _create(self) -> None:
@@ -86,17 +91,37 @@ class History:
 
         :param peer: the other end
         """
-        outcome = job.result.outcome.value if job.result else ""
-        row = (job.exec_id, side, peer, job.started_usec, outcome, job.detached, json.dumps(job.shortened().to_wire()))
+        self._waiting[side, job.exec_id] = _row(side, peer, job)
+        self._catch_up()
+
+    def put_soon(self, side: str, peer: str, job: Job) -> None:
+        """The same for what no restart depends on: stored in a moment, when who waits for the command has its answer.
+
+        What is read has it at once, and what is known later of the same command takes its place.
+        """
+        self._waiting[side, job.exec_id] = _row(side, peer, job)
+        if self._due is None:
+            self._due = asyncio.get_running_loop().call_later(_SOON, self._catch_up)
+
+    def _catch_up(self) -> None:
+        """Store what waits."""
+        if self._due:
+            self._due.cancel()
+            self._due = None
+        rows, self._waiting = self._waiting, {}
         try:
-            with self._store.writing():
-                self._database.execute_sql(_PUT, row)
+            with self._store.writing() if rows else contextlib.nullcontext():
+                for row in rows.values():
+                    self._database.execute_sql(_PUT, row)
         except PeerdError as error:
             why = error.details["reason"]
-            log(Event.STATE_UNWRITABLE, f"The history does not have {job.exec_id}: {why}", exec_id=job.exec_id)
+            for _, exec_id in rows:
+                log(Event.STATE_UNWRITABLE, f"The history does not have {exec_id}: {why}", exec_id=exec_id)
 
     def has(self, side: str, exec_id: str) -> bool:
         """Whether there is a command with this id on one side."""
+        if (side, exec_id) in self._waiting:
+            return True
         try:
             return self._database.execute_sql(_HAS, (exec_id, side)).fetchone() is not None
         except peewee.DatabaseError:
@@ -104,11 +129,13 @@ class History:
 
     def drop(self, side: str, exec_id: str) -> None:
         """Forget a command that was stored and never run."""
+        self._catch_up()
         with contextlib.suppress(PeerdError), self._store.writing():
             self._rows.delete().where(self._rows.exec_id == exec_id, self._rows.side == side).execute()
 
     def get(self, side: str, exec_id: str) -> Entry | None:
         """The command with this id on one side, or None."""
+        self._catch_up()
         try:
             row = self._rows.get_or_none(exec_id=exec_id, side=side)
         except peewee.DatabaseError:
@@ -130,6 +157,7 @@ class History:
         :param since_usec: only those that started since, in microseconds since the epoch
         :raises PeerdError: INTERNAL when they cannot be read
         """
+        self._catch_up()
         rows = self._rows
         query = rows.select().where(rows.started >= since_usec)
         wanted = {rows.side: side, rows.peer: peer, rows.outcome: outcome, rows.detached: detached}
@@ -146,6 +174,7 @@ class History:
         self._stored += 1
         if self._stored % _TRIM_EVERY != 1:
             return
+        self._catch_up()
         kept = self._rows.select(self._rows.started).order_by(self._rows.started.desc()).limit(1).offset(most)
         try:
             with self._store.writing():
@@ -157,7 +186,13 @@ class History:
 
     def close(self) -> None:
         """Close the database."""
+        self._catch_up()
         self._store.close()
+
+
+def _row(side: str, peer: str, job: Job) -> tuple[object, ...]:
+    outcome = job.result.outcome.value if job.result else ""
+    return job.exec_id, side, peer, job.started_usec, outcome, job.detached, json.dumps(job.shortened().to_wire())
 
 
 def _entry(row: Any) -> Entry:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from peerd import handles, scopes, spawner, validate
+from peerd import handles, scopes, spawner, turns, validate
 from peerd.environment import login_environment
 from peerd.errors import SIGNAL_BASE, Code, Outcome, PeerdError
 from peerd.handles import Handles, Start
@@ -272,10 +272,11 @@ async def launch(
         description = validate.printable(f"peerd: {request.command}", 200)
         limits = Limits(request.memory, request.cpu, request.tasks)
         timeout = request.timeout or 0.0
-        # The kernel takes its time to move processes. Whatever else there is to do is done meanwhile.
+        # systemd and the kernel take their time to move processes. Whatever else there is to do is done meanwhile.
         starting = asyncio.create_task(
             scope_manager.start(scope, (gate.pid, gate.command), description, timeout, grace, limits)
         )
+        await turns.let_pass(turns.CALL)
         theirs = ours.open(request.stdin, not spools)
         try:
             environment = {**login_environment(request.exec_id, str(caller), entry), **request.env}

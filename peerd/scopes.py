@@ -139,11 +139,7 @@ class ScopeManager:
             ("Slice", Variant("s", SLICE)),
             ("RuntimeMaxUSec", Variant("t", max(1, round(timeout * _USEC)))),
             ("TimeoutStopUSec", Variant("t", max(1, round(grace * _USEC)))),
-            ("KillMode", Variant("s", "control-group")),
-            ("SendSIGKILL", Variant("b", True)),
-            ("CPUAccounting", Variant("b", True)),
             ("MemoryAccounting", Variant("b", True)),
-            ("TasksAccounting", Variant("b", True)),
             ("CollectMode", Variant("s", "inactive-or-failed")),
             *(limits.properties() if limits else []),
         ]

@@ -19,6 +19,9 @@ _SPARE = 1
 """Gates that wait for a command: making one takes longer than all else that peerd has to do for it."""
 _MOST_ORDERED = 16
 """Gates that are asked for at once, so that what is asked fits into the channel."""
+_PAUSE = 0.05
+"""Seconds after a gate was taken until the next is made, if its command has not ended before: who waits for a command
+needs the processor more."""
 _LIMIT = 25.0
 """Seconds for the spawner to make a gate."""
 
@@ -68,6 +71,7 @@ class Spawner:
         self._ready: asyncio.Queue[Gate | OSError] = asyncio.Queue()
         self._takers = 0
         self._ordered = 0
+        self._due: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """Start the process ahead of the first command, unless it runs already.
@@ -98,14 +102,25 @@ class Spawner:
         self.start()
         self._takers += 1
         try:
-            self._order()
+            if self._ready.empty():
+                self._order()
             async with asyncio.timeout(_LIMIT):
                 gate = await self._ready.get()
         finally:
             self._takers -= 1
+            if self._due is None:
+                self._due = asyncio.get_running_loop().call_later(_PAUSE, self.refill)
         if isinstance(gate, OSError):
             raise gate
         return gate
+
+    def refill(self) -> None:
+        """Have gates at hand again. Now is a good time: a command has ended, or none was asked for of late."""
+        if self._due:
+            self._due.cancel()
+            self._due = None
+        if self._channel:
+            self._order()
 
     def _order(self) -> None:
         wanted = min(self._takers + _SPARE - self._ready.qsize(), _MOST_ORDERED)
@@ -142,6 +157,9 @@ class Spawner:
 
     def close(self) -> None:
         """End the process and the gates that have no command; the others, in their scopes, go on."""
+        if self._due:
+            self._due.cancel()
+            self._due = None
         if self._channel:
             if self._loop and not self._loop.is_closed():
                 self._loop.remove_reader(self._channel)

@@ -104,7 +104,8 @@ class Systemd:
         waiting.append(removed)
         try:
             (path,) = await self.call(method, signature, body)
-            return await asyncio.wait_for(_result(removed, path), CALL_TIMEOUT if bounded else None)
+            async with asyncio.timeout(CALL_TIMEOUT if bounded else None):
+                return await _result(removed, path)
         except TimeoutError:
             raise SystemdError(f"{method} {unit}: no answer from systemd") from None
         finally:
@@ -143,7 +144,9 @@ async def _call(
 ) -> list[Any]:
     message = Message(destination, path, interface, member, signature=signature, body=list(body))
     try:
-        reply = await asyncio.wait_for(bus.call(message), CALL_TIMEOUT)
+        # Not wait_for, which would make a task of the call.
+        async with asyncio.timeout(CALL_TIMEOUT):
+            reply = await bus.call(message)
     except (OSError, EOFError) as error:
         raise SystemdError(f"{member}: no answer ({type(error).__name__})") from None
     assert reply is not None

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from peerd import __version__, connection, links, membership, network
+from peerd import __version__, connection, links, membership, network, turns
 from peerd.answer import Answer
 from peerd.apphost import AppHost
 from peerd.connection import Connection
@@ -218,6 +218,7 @@ def test_a_command_whose_target_does_not_keep_to_the_protocol_is_lost(records: J
             assert str(asked.fields["execId"]) in (answer.error.text if answer.error else "")
             assert here.heard.streams["stdout"] == b"so far"
             assert here.peers.accepted == 1
+            await turns.let_pass(turns.ANSWER + 1)
             (record,) = records.of(Event.COMMAND_ANSWERED)
             assert record.text("outcome") == "lost"
 
