@@ -273,9 +273,7 @@ async def launch(
         limits = Limits(request.memory, request.cpu, request.tasks)
         timeout = request.timeout or 0.0
         # systemd and the kernel take their time to move processes. Whatever else there is to do is done meanwhile.
-        starting = asyncio.create_task(
-            scope_manager.start(scope, (gate.pid, gate.command), description, timeout, grace, limits)
-        )
+        starting = asyncio.create_task(scope_manager.start(scope, (gate.pid,), description, timeout, grace, limits))
         await turns.let_pass(turns.CALL)
         theirs = ours.open(request.stdin, not spools)
         try:

@@ -3,16 +3,16 @@
 Run as a script by :class:`peerd.spawning.Spawner`. It imports nothing of peerd, so that a fork costs little and a
 command inherits nothing of the daemon: no descriptor, no variable, no memory.
 
-For every byte that it receives on its channel it makes a *gate*: two processes in a session of their own that wait for
-a command, so that when one comes nothing is left to do but to run it. One of them becomes the command; the other is
-its parent, waits for it and reports the wait status. Both are to be moved into a scope together. The parent stays
-inside, so that its report does not depend on the daemon that asked for it.
+For every byte that it receives on its channel it makes a *gate*: a process in a session of its own that waits for a
+command, so that when one comes little is left to do but to run it. It is to be moved into a scope. Once it is released
+it starts the command there, waits for it and reports the wait status; it stays inside, so that its report does not
+depend on the daemon that asked for it.
 
-The answer, on the channel, is one message: the pids of the gate and of what becomes the command, four bytes each, and
-with it the gate's control socket (unix(7), SCM_RIGHTS); or an errno and a pid of 0 where no gate could be made.
+The answer, on the channel, is one message: the pid of the gate in four bytes, and with it the gate's control socket
+(unix(7), SCM_RIGHTS); or where no gate could be made a pid of 0 and an errno in four bytes.
 
-The control socket then takes one byte that carries three descriptors (stdin, stdout, stderr), four bytes of length,
-and a dictionary in the format of :mod:`marshal`: ``argv``, ``environment``, ``directory``, for another user than root
+The control socket then takes four bytes of length, which carry three descriptors (stdin, stdout, stderr), and a
+dictionary in the format of :mod:`marshal`: ``argv``, ``environment``, ``directory``, for another user than root
 ``uid``, ``gid`` and ``groups``, and ``resolved`` where the directory must be entered without a symbolic link. One byte
 more releases the command; at the end of the stream in its place, nothing is run. The gate writes :data:`STARTED` when
 the command starts, and then its report, a line of JSON: ``{"status": N, "at": T}``, as from waitpid(2), at that time
@@ -25,11 +25,10 @@ from __future__ import annotations
 import errno
 import gc
 import marshal
-import mmap
 import os
 import resource
 import time
-from _socket import AF_UNIX, CMSG_SPACE, SCM_RIGHTS, SOCK_STREAM, SOL_SOCKET, socket, socketpair
+from _socket import AF_UNIX, CMSG_SPACE, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOCK_STREAM, SOL_SOCKET, socket, socketpair
 from _struct import Struct
 
 # Every fork copies what is loaded here, so that much is done without.
@@ -41,7 +40,7 @@ else:
     import _signal as signal
 
 LENGTH = Struct("!I")
-PIDS = Struct("!II")
+PID = Struct("!I")
 STREAMS = Struct("3i")
 STARTED = b"\n"
 CONTROL = 3
@@ -52,24 +51,25 @@ EXIT_NOT_EXECUTABLE = 126
 EXIT_NOT_FOUND = 127
 OOM_SCORE = "/proc/self/oom_score_adj"
 OOM_SPARE = b"-1000"
+NOT_FOUND = (errno.ENOENT, errno.ENOTDIR)
+RECEIVED = 64 * 1024
+IGNORED_BY_SPAWNER = (signal.SIGCHLD, signal.SIGINT)
 # The stop of a scope signals all of its processes; the gate must outlive them to report.
-IGNORED_BY_GATE = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+KEPT_FROM_GATE = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+# Python itself ignores the last two.
+DEFAULTED = (*KEPT_FROM_GATE, signal.SIGPIPE, signal.SIGXFSZ)
 
 
-def receive_request(control: socket) -> dict[str, Any] | None:
-    """The command, its descriptors put where they belong; None when the daemon wants none."""
-    marker, ancillary, _, _ = control.recvmsg(1, CMSG_SPACE(STREAMS.size))
-    if not marker:
+def receive_request(control: socket) -> tuple[dict[str, Any], tuple[int, ...]] | None:
+    """The command and its three descriptors; None when the daemon wants none."""
+    data, ancillary, _, _ = control.recvmsg(RECEIVED, CMSG_SPACE(STREAMS.size), MSG_CMSG_CLOEXEC)
+    if not data:
         return None
-    for level, kind, data in ancillary:
-        if level == SOL_SOCKET and kind == SCM_RIGHTS:
-            # They arrive above 3, which is taken, so that no target number is overwritten before it is used.
-            for target, fd in enumerate(STREAMS.unpack(data)):
-                os.dup2(fd, target)
-                os.close(fd)
-    (size,) = LENGTH.unpack(receive_exactly(control, LENGTH.size))
-    request: dict[str, Any] = marshal.loads(receive_exactly(control, size))
-    return request
+    (size,) = LENGTH.unpack(data[: LENGTH.size])
+    rest = receive_exactly(control, LENGTH.size + size - len(data))
+    request: dict[str, Any] = marshal.loads(data[LENGTH.size :] + rest)
+    ((_, _, streams),) = ancillary
+    return request, STREAMS.unpack(streams)
 
 
 def receive_exactly(channel: socket, size: int) -> bytes:
@@ -87,63 +87,103 @@ def receive_exactly(channel: socket, size: int) -> bytes:
 
 
 def gate(channel: socket) -> NoReturn:
-    """Make what becomes the command, and report how it ended. Runs in a forked child and never returns."""
+    """Wait for a command and for its release, start it, and report how it ended. Runs in a forked child."""
     os.setsid()
     os.umask(LOGIN_UMASK)
-    # The command inherits what the gate ignores until it is itself: a stop that comes before waits for that.
-    signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED_BY_GATE)
-    for number in IGNORED_BY_GATE:
-        signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    # What comes before the command runs waits here, to be passed on to it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, KEPT_FROM_GATE)
+    for number in IGNORED_BY_SPAWNER:
+        signal.signal(number, signal.SIG_DFL)
     daemons, ours = socketpair(AF_UNIX, SOCK_STREAM)
     os.dup2(ours.detach(), CONTROL, inheritable=False)
-    # What kept the command from running, for both processes to see.
-    failure = mmap.mmap(-1, LENGTH.size)
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.closerange(CONTROL + 1, MAX_DESCRIPTOR)
-            command(failure)
-        finally:
-            os._exit(EXIT_NOT_EXECUTABLE)
-    rights = (SOL_SOCKET, SCM_RIGHTS, Struct("i").pack(daemons.fileno()))
-    channel.sendmsg([PIDS.pack(os.getpid(), pid)], [rights])
+    channel.sendmsg([PID.pack(os.getpid())], [(SOL_SOCKET, SCM_RIGHTS, Struct("i").pack(daemons.fileno()))])
     os.closerange(CONTROL + 1, MAX_DESCRIPTOR)
-    # Without it nobody could say how a command ended that ran out of memory.
-    set_oom_score(OOM_SPARE)
-    status = os.waitpid(pid, 0)[1]
-    report = f'{{"status": {status}, "at": {time.monotonic()}}}\n'
-    (number,) = LENGTH.unpack(failure[:])
-    if number == errno.ECANCELED:
+    control = socket(fileno=CONTROL)
+    set_oom_score(b"0")
+    received = receive_request(control)
+    if received is None:
         os._exit(0)
-    if number:
-        report = f'{{"errno": {number}, "step": "directory"}}\n'
+    request, streams = received
+    failure = enter(request)
+    if not control.recv(1):
+        os._exit(0)
+    if failure:
+        os.closerange(CONTROL + 1, MAX_DESCRIPTOR)
+        report = f'{{"errno": {failure}, "step": "directory"}}\n'
+    else:
+        status = run(control, request, streams)
+        report = f'{{"status": {status}, "at": {time.monotonic()}}}\n'
     try:
-        os.write(CONTROL, report.encode())
-        while os.read(CONTROL, 64):
+        control.send(report.encode())
+        while control.recv(64):
             pass
     finally:
         os._exit(0)
 
 
-def command(failure: mmap.mmap) -> NoReturn:
-    """Wait for a command and for its release, and become it."""
-    set_oom_score(b"0")
-    control = socket(fileno=CONTROL)
-    request = receive_request(control)
-    if request is None or not control.recv(1):
-        failure[:] = LENGTH.pack(errno.ECANCELED)
-        os._exit(0)
+def run(control: socket, request: dict[str, Any], streams: tuple[int, ...]) -> int:
+    """Start the command, say so, and wait for its end; its wait status.
+
+    A command that cannot be executed ends with 127 or 126, as POSIX has it for a shell.
+    """
+    pid = status = 0
     try:
-        enter(request)
+        pid = spawn(request, streams)
     except OSError as error:
-        failure[:] = LENGTH.pack(error.errno or errno.EIO)
-        os._exit(0)
+        os.write(streams[2], os.fsencode(f"{request['argv'][0]}: {error.strerror}\n"))
+        status = (EXIT_NOT_FOUND if error.errno in NOT_FOUND else EXIT_NOT_EXECUTABLE) << 8
     try:
         control.send(STARTED)
     except OSError:
         pass
-    execute(request)
+    os.closerange(CONTROL + 1, MAX_DESCRIPTOR)
+    # The directory may be on something that the command unmounts.
+    os.chdir("/")
+    if pid:
+        for number in signal.sigpending():
+            os.kill(pid, number)
+        # Without it nobody could say how a command ended that ran out of memory.
+        set_oom_score(OOM_SPARE)
+        status = os.waitpid(pid, 0)[1]
+    return status
+
+
+def spawn(request: dict[str, Any], streams: tuple[int, ...]) -> int:
+    """Start the command, by posix_spawn(3), which copies nothing of this process; its pid.
+
+    :raises OSError: when it cannot be executed
+    """
+    argv, environment = request["argv"], request["environment"]
+    paths = [argv[0]] if "/" in argv[0] else [f"{path}/{argv[0]}" for path in os.get_exec_path(environment)]
+    actions = [(os.POSIX_SPAWN_DUP2, fd, target) for target, fd in enumerate(streams)]
+    problem = OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+    try:
+        if "uid" in request:
+            # Who a process really is, it is all over by POSIX_SPAWN_RESETIDS and exec (credentials(7)).
+            os.setgroups(request["groups"])
+            os.setresgid(request["gid"], 0, 0)
+            os.setresuid(request["uid"], 0, 0)
+        for path in paths:
+            try:
+                return os.posix_spawn(
+                    path,
+                    argv,
+                    environment,
+                    file_actions=actions,
+                    resetids=True,
+                    setsigmask=(),
+                    setsigdef=DEFAULTED,
+                )
+            except OSError as error:
+                # As execvp(3): what is found and cannot be executed matters more than what is not found.
+                if error.errno not in NOT_FOUND:
+                    problem = error
+        raise problem
+    finally:
+        if "uid" in request:
+            os.setresuid(0, 0, 0)
+            os.setresgid(0, 0, 0)
+            os.setgroups(())
 
 
 def set_oom_score(score: bytes) -> None:
@@ -155,19 +195,23 @@ def set_oom_score(score: bytes) -> None:
         pass
 
 
-def enter(request: dict[str, Any]) -> None:
-    """Change to the directory with the rights of the command's user, and be root again."""
-    if "uid" not in request:
-        change_directory(request)
-        return
-    os.setgroups(request["groups"])
-    os.setegid(request["gid"])
-    os.seteuid(request["uid"])
+def enter(request: dict[str, Any]) -> int:
+    """Change to the directory with the rights of the command's user, and be root again; an errno, 0 for none."""
     try:
-        change_directory(request)
-    finally:
-        os.seteuid(0)
-        os.setegid(0)
+        if "uid" not in request:
+            change_directory(request)
+            return 0
+        os.setgroups(request["groups"])
+        os.setegid(request["gid"])
+        os.seteuid(request["uid"])
+        try:
+            change_directory(request)
+        finally:
+            os.seteuid(0)
+            os.setegid(0)
+    except OSError as error:
+        return error.errno or errno.EIO
+    return 0
 
 
 def change_directory(request: dict[str, Any]) -> None:
@@ -177,27 +221,10 @@ def change_directory(request: dict[str, Any]) -> None:
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
 
 
-def execute(request: dict[str, Any]) -> NoReturn:
-    """Become the command. A command that cannot be executed ends with 127 or 126, as POSIX has it for a shell."""
-    for number in (*IGNORED_BY_GATE, signal.SIGPIPE, signal.SIGXFSZ):
-        signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED_BY_GATE)
-    argv = request["argv"]
-    try:
-        if "uid" in request:
-            os.setgroups(request["groups"])
-            os.setresgid(request["gid"], request["gid"], request["gid"])
-            os.setresuid(request["uid"], request["uid"], request["uid"])
-        os.execvpe(argv[0], argv, request["environment"])
-    except OSError as error:
-        os.write(2, os.fsencode(f"{argv[0]}: {error.strerror}\n"))
-        os._exit(EXIT_NOT_FOUND if error.errno in (errno.ENOENT, errno.ENOTDIR) else EXIT_NOT_EXECUTABLE)
-
-
 def main() -> None:
     """Make gates for the socket that is standard input, one for each byte, until the daemon closes it."""
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in IGNORED_BY_SPAWNER:
+        signal.signal(number, signal.SIG_IGN)
     # The daemon's own limit is raised for its connections; select(2) in a command would fail above 1024.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(LOGIN_NOFILE, hard), hard))
@@ -212,13 +239,13 @@ def main() -> None:
         try:
             pid = os.fork()
         except OSError as error:
-            channel.send(PIDS.pack(0, error.errno or errno.EAGAIN))
+            channel.send(PID.pack(0) + PID.pack(error.errno or errno.EAGAIN))
             continue
         if pid == 0:
             try:
                 gate(channel)
             except OSError as error:
-                channel.send(PIDS.pack(0, error.errno or errno.EAGAIN))
+                channel.send(PID.pack(0) + PID.pack(error.errno or errno.EAGAIN))
             finally:
                 os._exit(EXIT_NOT_EXECUTABLE)
 

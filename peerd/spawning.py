@@ -31,13 +31,11 @@ class Gate:
     """What runs one command, once it is told which (see :mod:`peerd.spawner`).
 
     :ivar control: its socket, the owner's to close; it runs nothing more then
-    :ivar pid: the process that reports
-    :ivar command: the process that becomes the command
+    :ivar pid: its process, which starts the command
     """
 
     control: socket.socket
     pid: int
-    command: int
 
     async def prepare(
         self,
@@ -56,9 +54,9 @@ class Gate:
         """
         request = {"argv": list(argv), "directory": directory, "environment": dict(environment), **(user or {})}
         payload = marshal.dumps(request)
-        socket.send_fds(self.control, [b"\0"], list(streams))
-        size = spawner.LENGTH.pack(len(payload))
-        await asyncio.get_running_loop().sock_sendall(self.control, size + payload)
+        message = spawner.LENGTH.pack(len(payload)) + payload
+        sent = socket.send_fds(self.control, [message], list(streams))
+        await asyncio.get_running_loop().sock_sendall(self.control, message[sent:])
 
 
 class Spawner:
@@ -132,7 +130,7 @@ class Spawner:
 
     def _receive(self, channel: socket.socket) -> None:
         try:
-            message, descriptors, _, _ = socket.recv_fds(channel, spawner.PIDS.size, 1)
+            message, descriptors, _, _ = socket.recv_fds(channel, 2 * spawner.PID.size, 1)
         except BlockingIOError:
             return
         except OSError:
@@ -142,13 +140,13 @@ class Spawner:
             self._fail(ConnectionError("the spawner died"))
             return
         self._ordered -= 1
-        pid, second = spawner.PIDS.unpack(message)
+        pid, *problem = (number for (number,) in spawner.PID.iter_unpack(message))
         if pid:
             control = socket.socket(fileno=descriptors[0])
             control.setblocking(False)
-            self._ready.put_nowait(Gate(control, pid, second))
+            self._ready.put_nowait(Gate(control, pid))
         else:
-            self._fail(OSError(second, os.strerror(second)))
+            self._fail(OSError(*problem, os.strerror(*problem)))
         self._order()
 
     def _fail(self, error: OSError) -> None:

@@ -36,7 +36,7 @@ class Made:
     """One gate and our ends of its descriptors."""
 
     def __init__(self, stack: ExitStack, gate: Gate) -> None:
-        self.control, self.pid, self.command = gate.control, gate.pid, gate.command
+        self.control, self.pid = gate.control, gate.pid
         stack.enter_context(self.control)
         null = os.open(os.devnull, os.O_RDONLY)
         self.read, writes = {}, []
@@ -202,7 +202,9 @@ def test_signals_are_as_after_a_login(spawner: Spawner) -> None:
         status = said(spawner, "grep -E 'Sig(Blk|Ign)' /proc/self/status")
     finally:
         signal.signal(signal.SIGUSR1, signal.SIG_DFL)
-    assert status.split() == ["SigBlk:", "0" * 16, "SigIgn:", "0" * 16]
+    _, blocked, _, ignored = status.split()
+    # posix_spawn(3) of the GNU C library has 32 and 33, which it keeps to itself, ignored.
+    assert (int(blocked, 16), int(ignored, 16) & ~(3 << 31)) == (0, 0)
 
 
 def test_a_command_has_a_session_of_its_own_and_no_terminal(spawner: Spawner) -> None:
@@ -501,11 +503,10 @@ def test_a_gate_is_at_hand_before_it_is_asked_for(spawner: Spawner) -> None:
 def test_gates_that_are_not_needed_go_with_the_daemon(spawner: Spawner) -> None:
     async def main() -> None:
         spare = await stocked(spawner)
-        held = [os.pidfd_open(pid) for pid in (spare.pid, spare.command)]
+        held = os.pidfd_open(spare.pid)
         spawner.close()
-        for fd in held:
-            await readable(fd)
-            os.close(fd)
+        await readable(held)
+        os.close(held)
 
     asyncio.run(main())
 
