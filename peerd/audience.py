@@ -7,6 +7,7 @@ import asyncio
 from peerd.messages import ExecResult, Offsets
 from peerd.run import Run
 from peerd.session import Session
+from peerd.streams import Input
 
 
 class Audience:
@@ -24,11 +25,10 @@ class Audience:
         :raises ConnectionError: when the caller is gone
         """
         session, one = self._session, self._run
-        tasks = [
-            asyncio.create_task(coroutine)
-            for coroutine in (self._tell(offsets), session.cancel.wait(), session.gone.wait(), self._feed())
-        ]
-        telling, cancelled, gone, _ = tasks
+        coroutines = [self._tell(offsets), session.cancel.wait(), session.gone.wait()]
+        if one.input and one.input.is_open() and not self._detached:
+            coroutines.append(self._feed(one.input))
+        telling, cancelled, gone, *_ = tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
         if not self._detached:
             session.delivery.listen(one.output.confirm)
         try:
@@ -57,13 +57,11 @@ class Audience:
             await self._session.sink.started()
         await self._run.output.follow(offsets, self._session.sink.output)
 
-    async def _feed(self) -> None:
+    async def _feed(self, reader: Input) -> None:
         """Pass on what the caller sends to the command's standard input, at the pace at which it reads."""
-        stdin, reader = self._session.stdin, self._run.input
-        if reader is None or not reader.is_open() or self._detached:
-            return
+        stdin = self._session.stdin
         stdin.open(reader.received, reader.until)
-        granting = asyncio.create_task(self._grant())
+        granting = asyncio.create_task(self._grant(reader))
         try:
             while reader.is_open() and (data := await stdin.read(reader.received)):
                 reader.feed(data)
@@ -72,9 +70,7 @@ class Audience:
         finally:
             granting.cancel()
 
-    async def _grant(self) -> None:
-        reader = self._run.input
-        assert reader is not None
+    async def _grant(self, reader: Input) -> None:
         until = reader.until
         while True:
             until = await reader.taken(until)

@@ -343,7 +343,7 @@ class Bus:
         if self._telling:
             self._telling.cancel()
             self._telling = None
-        untold, self._untold = self._untold, []
+        untold, self._untold = [*self._jobs.added(), *self._untold], []
         if self._bus and self._bus.connected:
             for path, interface, member, body in untold:
                 signature = "".join(signature for _, signature in INTERFACES[interface].signals[member])

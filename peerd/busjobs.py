@@ -25,6 +25,7 @@ class Jobs:
         self._signal = signal
         self._streamed: dict[str, Job] = {}
         self._ended: dict[str, tuple[str, int]] = {}
+        self._new: set[str] = set()
         self.shown: dict[str, Job] = {}
 
     def begin(self, job: Job) -> None:
@@ -44,13 +45,24 @@ class Jobs:
         running = {**self._streamed, **{job.exec_id: job for job in self._executor.active}}
         before, self.shown = self.shown, running
         for exec_id in running.keys() - before.keys():
-            path = busapi.job_path(exec_id)
-            self._signal(ROOT, OBJECT_MANAGER, "InterfacesAdded", [path, {JOB: busvalues.of_job(running[exec_id])}])
-            self._signal(ROOT, MANAGER, "JobStarted", [exec_id, path])
+            self._new.add(exec_id)
+            self._signal(ROOT, MANAGER, "JobStarted", [exec_id, busapi.job_path(exec_id)])
         for exec_id in before.keys() - running.keys():
             path = busapi.job_path(exec_id)
-            self._signal(ROOT, OBJECT_MANAGER, "InterfacesRemoved", [path, [JOB]])
+            # An object that has gone before anybody was told of it is not told of.
+            if exec_id not in self._new:
+                self._signal(ROOT, OBJECT_MANAGER, "InterfacesRemoved", [path, [JOB]])
+            self._new.discard(exec_id)
             self._signal(ROOT, MANAGER, "JobFinished", [exec_id, path, *self._how_ended(exec_id)])
+
+    def added(self) -> list[tuple[str, str, str, list[Any]]]:
+        """The signals about objects that are new since the last call; they go before all others."""
+        new, self._new = self._new, set()
+        return [
+            (ROOT, OBJECT_MANAGER, "InterfacesAdded", [busapi.job_path(exec_id), {JOB: busvalues.of_job(job)}])
+            for exec_id, job in self.shown.items()
+            if exec_id in new
+        ]
 
     def _how_ended(self, exec_id: str) -> tuple[str, int]:
         """Outcome and exit status of a job."""

@@ -6,7 +6,7 @@ import asyncio
 import os
 from dataclasses import replace
 
-from peerd import policy
+from peerd import policy, turns
 from peerd.app import AppRequest
 from peerd.errors import Code, PeerdError
 from peerd.job import Job
@@ -60,20 +60,26 @@ async def admit(rules: Policy, request: ExecRequest, asked: float | None, peer: 
         ),
     )
     verb = "may" if decision.allowed else "must not"
-    log(
-        Event.COMMAND_ALLOWED if decision.allowed else Event.COMMAND_DENIED,
-        f"{peer} {verb} run {request.exec_id} here: {decision.reason}",
-        exec_id=request.exec_id,
-        peer=peer,
-        caller=peer,
-        directory=question.directory,
-        command=request.command,
-        user=request.user,
-        rule=decision.rule,
-        reason=decision.reason,
-    )
+
+    def record() -> None:
+        log(
+            Event.COMMAND_ALLOWED if decision.allowed else Event.COMMAND_DENIED,
+            f"{peer} {verb} run {request.exec_id} here: {decision.reason}",
+            exec_id=request.exec_id,
+            peer=peer,
+            caller=peer,
+            directory=question.directory,
+            command=request.command,
+            user=request.user,
+            rule=decision.rule,
+            reason=decision.reason,
+        )
+
     if not decision.allowed:
+        record()
         raise PeerdError(Code.DENIED, reason=f"{name} does not allow this")
+    # While systemd makes the scope, which it has to before anything can run.
+    turns.do_after(turns.SCOPE, record)
     limits = (limit for limit in (request.timeout, decision.max_timeout) if limit is not None)
     return replace(request, directory=question.directory, timeout=min(limits, default=None), resolved=decision.resolved)
 

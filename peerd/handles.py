@@ -99,8 +99,18 @@ class Handles:
             self.pipes[stream] = read_end
             ends.append(write_end)
             if spooled:
-                self.spools[stream] = Spool.in_memory(stream)
+                self.spools[stream] = self.spool(stream)
         return ends
+
+    def spool(self, stream: str) -> Spool:
+        """A file in memory for a stream, made and kept once there is something to put into it."""
+
+        def make() -> int:
+            fd = os.memfd_create(stream, os.MFD_CLOEXEC)
+            fdstore.keep(self.name, [fd])
+            return fd
+
+        return Spool(-1, make)
 
     def keep(self, start: Start) -> None:
         """Have systemd keep them."""
@@ -108,7 +118,6 @@ class Handles:
         roles = {
             _CONTROL: self.control.fileno(),
             **{f"{stream}.pipe": fd for stream, fd in self.pipes.items()},
-            **{f"{stream}.spool": spool.fd for stream, spool in self.spools.items()},
         }
         if self.stdin:
             roles["stdin.spool"] = self.stdin[0].fd
@@ -180,7 +189,8 @@ def adopt(name: str, descriptors: Sequence[int], stdin_pipe: int | None) -> tupl
     """
     everything = [*descriptors, *([stdin_pipe] if stdin_pipe is not None else [])]
     try:
-        memo = next(fd for fd in descriptors if os.readlink(f"/proc/self/fd/{fd}").startswith(f"/memfd:{_MEMO}"))
+        files = {os.readlink(f"/proc/self/fd/{fd}"): fd for fd in descriptors}
+        memo = files[_link(_MEMO)]
         lines = os.pread(memo, os.fstat(memo).st_size, 0).split(b"\n")
         told: dict[str, Any] = json.loads(lines[0])
         start = Start(
@@ -194,16 +204,18 @@ def adopt(name: str, descriptors: Sequence[int], stdin_pipe: int | None) -> tupl
         found = {tuple(_identity(fd)): fd for fd in everything}
         ours = {role: found[tuple(identity)] for role, identity in told["roles"].items() if tuple(identity) in found}
         pipes = {stream: ours[f"{stream}.pipe"] for stream in STREAMS}
-        spools = {stream: Spool(ours[f"{stream}.spool"]) for stream in STREAMS if f"{stream}.spool" in ours}
         stdin = (Spool(ours["stdin.spool"]), ours["stdin.pipe"]) if "stdin.pipe" in ours else None
         # Last, because a socket closes itself.
-        handles = Handles(socket.socket(fileno=ours[_CONTROL]), pipes, spools, stdin, name, memo)
-    except (StopIteration, KeyError, TypeError, ValueError, AttributeError, OSError, PeerdError) as error:
+        handles = Handles(socket.socket(fileno=ours[_CONTROL]), pipes, {}, stdin, name, memo)
+    except (KeyError, TypeError, ValueError, AttributeError, OSError, PeerdError) as error:
         for fd in everything:
             with contextlib.suppress(OSError):
                 os.close(fd)
         raise HandlesError(f"{type(error).__name__}: {error}") from None
     handles.control.setblocking(False)
+    for stream in STREAMS:
+        made = files.get(_link(stream))
+        handles.spools[stream] = handles.spool(stream) if made is None else Spool(made)
     if handles.stdin is None and "stdin.spool" in ours:
         os.close(ours["stdin.spool"])
     return handles, start, frozenset(line.decode() for line in lines[1:] if line)
@@ -213,6 +225,11 @@ def _widen(pipe: int) -> None:
     """Let a pipe hold as much as a message does, where the system's limits have room for it (pipe(7))."""
     with contextlib.suppress(OSError):
         fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, MAX_OUTPUT)
+
+
+def _link(name: str) -> str:
+    """What /proc/self/fd shows of a file in memory (memfd_create(2))."""
+    return f"/memfd:{name} (deleted)"
 
 
 def _identity(fd: int) -> list[int]:

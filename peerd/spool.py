@@ -10,7 +10,9 @@ import errno
 import fcntl
 import mmap
 import os
+import select
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 _FS_IOC_UNRESVSP = 0x4030582B
@@ -24,12 +26,14 @@ class Spool:
     """An append-only file. Offsets count from the first byte that was ever appended.
 
     :param fd: the file, which is this object's to close
+    :param make: makes the file with the first bytes, where there is none (-1) yet: much of what could be written is not
     :ivar size: bytes that were appended
     """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, make: Callable[[], int] | None = None) -> None:
         self.fd = fd
-        self.size = os.fstat(fd).st_size
+        self.size = os.fstat(fd).st_size if fd >= 0 else 0
+        self._make = make
         self._released = 0
 
     @classmethod
@@ -61,6 +65,10 @@ class Spool:
         :raises BlockingIOError: when the pipe is empty
         :raises OSError: when the file takes no more, for example ENOSPC; the bytes are in the pipe still
         """
+        if self.fd < 0 and self._make:
+            if at_end(pipe):
+                return 0
+            self.fd = self._make()
         moved = os.splice(pipe, self.fd, limit, offset_dst=self.size, flags=os.SPLICE_F_NONBLOCK)
         self.size += moved
         return moved
@@ -81,7 +89,7 @@ class Spool:
 
     def read(self, offset: int, limit: int) -> bytes:
         """At most ``limit`` bytes from an offset; fewer only where there are no more."""
-        return os.pread(self.fd, limit, offset)
+        return os.pread(self.fd, limit, offset) if offset < self.size else b""
 
     def release(self, offset: int) -> None:
         """Give back the space of what is before an offset; it reads as NULs from then on."""
@@ -111,3 +119,16 @@ class Spool:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+
+def at_end(pipe: int) -> bool:
+    """Whether a pipe is empty and nobody is left to write to it.
+
+    :raises BlockingIOError: when it is only empty
+    """
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN)
+    events = poll.poll(0)
+    if not events:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    return not events[0][1] & select.POLLIN

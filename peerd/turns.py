@@ -11,6 +11,8 @@ follows the output, for who waits for that, for the conversation, and one to spa
 CALL = 3
 """Turns from a call on a message bus until its message is written: the task that makes it, the library's wait for the
 socket to take it, and the write."""
+SCOPE = CALL + 2
+"""The same from the decision that a command may run."""
 
 
 async def let_pass(turns: int) -> None:

@@ -99,29 +99,33 @@ def test_output_is_spooled_in_memory_where_it_is_asked_for(spooled: bool) -> Non
         let_go(command.ours)
 
 
-@given(st.booleans(), st.booleans(), st.integers(0, 100))
+@given(st.booleans(), st.booleans(), st.sets(st.sampled_from(STREAMS)), st.integers(0, 100))
 @hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
 def test_which_descriptor_is_which_is_known_whatever_their_order(
-    store: FakeStore, stdin: bool, spooled: bool, seed: int
+    store: FakeStore, stdin: bool, spooled: bool, silent: set[str], seed: int
 ) -> None:
     with made(stdin, spooled) as command:
+        ends = {"stdout": command.stdout, "stderr": command.stderr}
         command.ours.keep(START)
+        said = {stream: b"" if stream in silent or not spooled else f"of {stream}".encode() for stream in STREAMS}
         for stream, spool in command.ours.spools.items():
-            spool.append(f"spool of {stream}".encode())
+            os.write(ends[stream], said[stream])
+            assert spool.read(0, 100) == b""
+            if said[stream]:
+                assert spool.fill(command.ours.pipes[stream], 100) == len(said[stream])
         if command.ours.stdin:
             command.ours.stdin[0].append(b"spool of stdin")
         let_go(command.ours)
         ours, start, notes = adopted(store.given(), seed)
         assert start == START
         assert not notes
-        for stream, end in (("stdout", command.stdout), ("stderr", command.stderr)):
+        for stream, end in ends.items():
             os.write(end, stream.encode())
             assert os.read(ours.pipes[stream], 10) == stream.encode()
         command.control.send(b"report")
         assert ours.control.recv(10) == b"report"
         assert not ours.control.getblocking()
-        spools = {stream: spool.read(0, 100) for stream, spool in ours.spools.items()}
-        assert spools == ({stream: f"spool of {stream}".encode() for stream in STREAMS} if spooled else {})
+        assert {stream: spool.read(0, 100) for stream, spool in ours.spools.items()} == said
         assert (ours.stdin is not None) is stdin
         if ours.stdin:
             assert ours.stdin[0].read(0, 100) == b"spool of stdin"
@@ -164,7 +168,7 @@ def test_the_end_of_the_input_is_seen_in_spite_of_the_copies(store: FakeStore) -
         before = len(descriptors())
         ours, _, _ = adopted(store.given())
         assert ours.stdin is None
-        assert len(descriptors()) - before == 1 + 1 + 2 + 2
+        assert len(descriptors()) - before == 1 + 1 + 2
         let_go(ours, forget=True)
 
 

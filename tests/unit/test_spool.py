@@ -230,3 +230,46 @@ def test_closing_twice_is_no_error() -> None:
     spool = Spool.in_memory("test")
     spool.close()
     spool.close()
+
+
+def test_a_file_is_made_with_the_first_bytes_and_not_before() -> None:
+    made: list[int] = []
+
+    def make() -> int:
+        made.append(os.memfd_create("test"))
+        return made[-1]
+
+    with unblocked() as (read, write):
+        spool = Spool(-1, make)
+        with pytest.raises(BlockingIOError):
+            spool.fill(read, 10)
+        assert (made, spool.size, spool.read(0, 10)) == ([], 0, b"")
+        os.write(write, b"said")
+        assert spool.fill(read, 10) == 4
+        with pytest.raises(BlockingIOError):
+            spool.fill(read, 10)
+        os.write(write, b" more")
+        os.close(write)
+        assert [spool.fill(read, 10), spool.fill(read, 10)] == [5, 0]
+        assert (made, spool.read(0, 10)) == ([spool.fd], b"said more")
+        spool.close()
+
+
+def test_a_pipe_that_ends_without_a_word_needs_no_file() -> None:
+    with unblocked() as (read, write):
+        os.close(write)
+        spool = Spool(-1, pytest.fail)
+        assert spool.fill(read, 10) == 0
+        spool.close()
+
+
+def test_bytes_for_which_no_file_can_be_made_stay_in_the_pipe() -> None:
+    def make() -> int:
+        raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+
+    with unblocked() as (read, write):
+        spool = Spool(-1, make)
+        os.write(write, b"said")
+        with pytest.raises(OSError, match="Too many open files"):
+            spool.fill(read, 10)
+        assert os.read(read, 10) == b"said"
