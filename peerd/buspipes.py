@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import os
 
+from peerd.spool import Data
+
 
 class Pipes:
     """A sink whose reading ends are given away.
@@ -25,12 +27,12 @@ class Pipes:
         """The command was started."""
         self.begun.set()
 
-    async def output(self, stream: str, data: bytes) -> None:
+    async def output(self, stream: str, data: Data) -> None:
         """Write output of "stdout" or "stderr" at the pace of its reader.
 
         :raises ConnectionError: when nobody reads it any more
         """
-        left, fd = memoryview(data), self._writing[stream]
+        left, fd = memoryview(bytes(data)), self._writing[stream]
         while left:
             try:
                 left = left[os.write(fd, left) :]

@@ -14,6 +14,7 @@ from peerd.commands import Command
 from peerd.errors import Code, Outcome, PeerdError
 from peerd.job import Job
 from peerd.peers import Peer
+from peerd.spool import Data
 
 _USEC = 1_000_000
 _NOT_RUN = (Outcome.FAILED, Outcome.DENIED, Outcome.UNREACHABLE)
@@ -30,11 +31,11 @@ class Collected:
     async def started(self) -> None:
         """Nobody is told."""
 
-    async def output(self, stream: str, data: bytes) -> None:
+    async def output(self, stream: str, data: Data) -> None:
         """Keep output of "stdout" or "stderr"; what is over the bound is dropped, and the command goes on."""
         self.too_much |= sum(map(len, self.streams.values())) + len(data) > busapi.MAX_COLLECTED
         if not self.too_much:
-            self.streams[stream] += data
+            self.streams[stream] += bytes(data)
 
     def say(self, line: str) -> None:
         """Keep what d(1) would write on standard error."""

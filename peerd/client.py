@@ -107,9 +107,10 @@ class _Call:
         self._confirmed = 0
         self._events = self._started = False
         self._collected: dict[str, bytearray] | None = None
-        # Standard input: what is held starts at an offset, as do what is to be sent next and what may not be yet.
-        self._held = bytearray()
-        self._base = self._next = self._until = 0
+        # Standard input as it was read: the offsets where what is held begins and ends, of what is to be sent next and
+        # of what may not be sent yet.
+        self._held: list[bytes] = []
+        self._base = self._end = self._next = self._until = 0
         self._input_ended = self._end_sent = False
 
     def may_go_on(self) -> bool:
@@ -176,10 +177,8 @@ class _Call:
             self._until = frame["until"]
             if "from" in frame:
                 self._next, self._end_sent = frame["from"], False
-            taken = self._until - _WINDOW - self._base
-            if taken > 0:
-                del self._held[:taken]
-                self._base += taken
+            while self._held and self._base + len(self._held[0]) <= self._until - _WINDOW:
+                self._base += len(self._held.pop(0))
         elif kind == "collect":
             self._events = frame["events"]
             self._collected = self._collected or {stream: bytearray() for stream in _STREAMS}
@@ -239,7 +238,10 @@ class _Call:
     def _send(self, header: dict[str, Any], data: bytes = b"") -> None:
         # A signal here would put its cancel into the middle of the frame.
         signal.pthread_sigmask(signal.SIG_BLOCK, _CANCELLING)
-        self.connection.sendall(quickjson.dumps(header).encode() + b"\n" + data)
+        line = quickjson.dumps(header).encode() + b"\n"
+        sent = self.connection.sendmsg([line, data])
+        if sent < len(line) + len(data):
+            self.connection.sendall((line + data)[sent:])
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _CANCELLING)
 
     def _send_stdin(self) -> bool:
@@ -247,19 +249,38 @@ class _Call:
         room = min(self._until - self._next, _CHUNK)
         if self._end_sent or room <= 0:
             return False
-        data = bytes(self._held[self._next - self._base :][:room])
+        data = self._unsent()[:room]
         if not data and not self._input_ended:
             import select
 
             if self.connection.fileno() in select.select([self.connection.fileno(), 0], [], [])[0]:
                 return False
-            data = os.read(0, room)
-            self._held += data
-            self._input_ended = not data
+            data = self._read(room)
         self._next += len(data)
         self._end_sent = not data
         self._send({"type": "stdin", "size": len(data)} if data else {"type": "stdin"}, data)
         return True
+
+    def _unsent(self) -> bytes:
+        """What is held from the next offset on, as far as it was read at once."""
+        start = self._end
+        for data in reversed(self._held):
+            start -= len(data)
+            if start <= self._next:
+                return data[self._next - start :]
+        return b""
+
+    def _read(self, most: int) -> bytes:
+        if not self._end:
+            _widen(0)
+        data = os.read(0, most)
+        if self._held and len(self._held[-1]) + len(data) <= _LINE:
+            self._held[-1] += data
+        elif data:
+            self._held.append(data)
+        self._end += len(data)
+        self._input_ended = not data
+        return data
 
     def _receive(self, most: int) -> bytes:
         data = self.connection.recv(most)
@@ -281,6 +302,16 @@ class _Call:
         data = bytes(memoryview(self._buffer)[:size])
         del self._buffer[:size]
         return data
+
+
+def _widen(pipe: int) -> None:
+    """Let as much be read from a pipe at once as fits a message (F_SETPIPE_SZ of fcntl(2)); not where it is no pipe."""
+    import fcntl
+
+    try:
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _CHUNK)
+    except OSError:
+        pass
 
 
 def _write(fd: int, data: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import struct
@@ -13,8 +14,10 @@ from peerd import messages, network, protocol
 from peerd.errors import Code, PeerdError
 from peerd.messages import Hello
 from peerd.protocol import Decoder, Frame
+from peerd.spool import Extent
 
-_CHUNK = 256 * 1024
+_CHUNK = 260 * 1024
+"""Bytes that are read at once: a message of output, with its header."""
 _MOST_HELD = protocol.MAX_PAYLOAD
 """Bytes that have arrived and that nobody has taken, beyond which no more are read; no less than one frame may have."""
 _APART = 16 * 1024
@@ -124,7 +127,7 @@ class Connection(asyncio.BufferedProtocol):
         """Bytes that were sent and not yet taken by the kernel."""
         return self._transport.get_write_buffer_size()
 
-    def post(self, type_: str, fields: Mapping[str, object] | None = None, payload: bytes = b"") -> None:
+    def post(self, type_: str, fields: Mapping[str, object] | None = None, payload: bytes | bytearray = b"") -> None:
         """Queue a frame without waiting; for small ones."""
         header = protocol.encode_header(type_, fields, len(payload))
         if len(payload) < _APART:
@@ -150,12 +153,26 @@ class Connection(asyncio.BufferedProtocol):
         if held and not self._transport.is_closing():
             self._transport.write(held)
 
-    async def send(self, type_: str, fields: Mapping[str, object] | None = None, payload: bytes = b"") -> None:
+    async def send(
+        self, type_: str, fields: Mapping[str, object] | None = None, payload: bytes | bytearray = b""
+    ) -> None:
         """Send a frame and wait while the other end is slow to take what was sent.
 
         :raises ConnectionError: when the connection is lost
         """
         self.post(type_, fields, payload)
+        await self.drain()
+
+    async def send_extent(self, type_: str, fields: Mapping[str, object], payload: Extent) -> None:
+        """The same with a payload from a file, which the kernel moves by itself as far as it can (sendfile(2))."""
+        first = os.pread(payload.fd, min(payload.size, _APART), payload.offset)
+        self.post_encoded(protocol.encode_header(type_, fields, payload.size) + first)
+        sent = len(first)
+        if sent < payload.size and not self.backlog and self.usable:
+            with contextlib.suppress(OSError):
+                sent += os.sendfile(self.socket.fileno(), payload.fd, payload.offset + sent, payload.size - sent)
+        if sent < payload.size:
+            self._transport.write(os.pread(payload.fd, payload.size - sent, payload.offset + sent))
         await self.drain()
 
     async def drain(self) -> None:

@@ -13,6 +13,7 @@ from peerd.journal import Event, log, report
 from peerd.node import Node
 from peerd.protocol import Frame
 from peerd.session import ConfirmingSink, Delivery, Sink
+from peerd.spool import Data, Extent
 from peerd.stdin import Stdin
 
 _HELLO_LIMIT = 10.0
@@ -30,9 +31,12 @@ class FrameSink:
         """Tell that the command was started."""
         self._link.post_with_next("started")
 
-    async def output(self, stream: str, data: bytes) -> None:
+    async def output(self, stream: str, data: Data) -> None:
         """Send output of "stdout" or "stderr"."""
-        await self._link.send("output", {"stream": stream}, data)
+        if isinstance(data, Extent):
+            await self._link.send_extent("output", {"stream": stream}, data)
+        else:
+            await self._link.send("output", {"stream": stream}, data)
 
 
 class Front:

@@ -48,6 +48,9 @@ _KEEPALIVE = (
 )
 
 
+_SO_SNDBUFFORCE = 32
+"""socket(7): the size of the send buffer, whatever the limit for others is."""
+_MESSAGE_ROOM = 512 * 1024
 RESERVED_BELOW = 1024
 """Ports below this can be bound by root alone (ip(7), ip_unprivileged_port_start)."""
 _LOCAL_PORTS = range(600, RESERVED_BELOW)
@@ -87,6 +90,12 @@ def tune(connection: socket.socket) -> None:
     """Make a TCP connection notice within some 15 s that the other machine is gone, and send small frames at once."""
     for level, option, value in _KEEPALIVE:
         connection.setsockopt(level, option, value)
+
+
+def make_room(connection: socket.socket) -> None:
+    """Let a message of output be sent at once over a unix connection, whatever the system's limit for others is."""
+    with contextlib.suppress(OSError):
+        connection.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _MESSAGE_ROOM)
 
 
 def interface_address(interface: str) -> str | None:

@@ -23,6 +23,8 @@ MAX_HEADER = 1024 * 1024
 """Room for the longest command that execve(2) takes, with every byte of it escaped."""
 MAX_PAYLOAD = 1024 * 1024
 MAX_TYPE = 64
+_BEGUN = 4
+"""The share of a payload, as a divisor, that has to be there before memory is taken for all of it."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Frame:
 
     type: str
     fields: Mapping[str, object] = field(default_factory=dict)
-    payload: bytes = b""
+    payload: bytes | bytearray = b""
 
 
 def _refuse(reason: str) -> NoReturn:
@@ -90,10 +92,21 @@ class Decoder:
         self._buffer = bytearray()
         self._scanned = 0
         self._header: tuple[str, dict[str, object], int] | None = None
+        # A large payload that has begun, and how much of it there is: each byte is moved to where it stays.
+        self._payload: bytearray | None = None
+        self._filled = 0
 
-    def feed(self, data: bytes | memoryview) -> None:
+    def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Add bytes as they arrived."""
+        if self._payload is not None:
+            data = self._fill(self._payload, data)
         self._buffer += data
+
+    def _fill(self, payload: bytearray, data: bytes | bytearray | memoryview) -> bytes | bytearray | memoryview:
+        taken = min(len(data), len(payload) - self._filled)
+        payload[self._filled : self._filled + taken] = data[:taken]
+        self._filled += taken
+        return data[taken:]
 
     def next(self) -> Frame | None:
         """The next whole frame, or None until more bytes are fed.
@@ -113,23 +126,33 @@ class Decoder:
             del self._buffer[: end + 1]
             self._scanned = 0
         type_, fields, size = self._header
-        if len(self._buffer) < size:
+        if self._payload is None and len(self._buffer) >= size:
+            # By way of a view, a slice of which is no copy of its own.
+            payload: bytes | bytearray = bytes(memoryview(self._buffer)[:size])
+            del self._buffer[:size]
+        elif self._payload is None:
+            # Who only announces a payload does not get memory for it.
+            if len(self._buffer) * _BEGUN >= size:
+                self._payload = bytearray(size)
+                self._fill(self._payload, self._buffer)
+                self._buffer.clear()
             return None
-        # By way of a view, a slice of which is no copy of its own.
-        payload = bytes(memoryview(self._buffer)[:size])
-        del self._buffer[:size]
+        elif self._filled < size:
+            return None
+        else:
+            payload, self._payload, self._filled = self._payload, None, 0
         self._header = None
         return Frame(type_, fields, payload)
 
     @property
     def waiting(self) -> bool:
         """Whether it is known that the frame which has begun is not whole yet."""
-        return self._header is not None and len(self._buffer) < self._header[2]
+        return self._header is not None and self.held < self._header[2]
 
     @property
     def held(self) -> int:
         """How many bytes were fed that are of no frame which was taken."""
-        return len(self._buffer)
+        return len(self._buffer) + self._filled
 
     @property
     def partial(self) -> bool:

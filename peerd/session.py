@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from peerd.messages import STREAMS, Offsets
+from peerd.spool import Data
 from peerd.stdin import Stdin
 
 
@@ -17,7 +18,7 @@ class Sink(Protocol):
     async def started(self) -> None:
         """The command was started."""
 
-    async def output(self, stream: str, data: bytes) -> None:
+    async def output(self, stream: str, data: Data) -> None:
         """Some output of "stdout" or "stderr"; returns when more is welcome.
 
         :raises ConnectionError: when nobody is left to hear it
@@ -66,7 +67,7 @@ class ConfirmingSink:
         """As :class:`Sink` has it."""
         await self._sink.started()
 
-    async def output(self, stream: str, data: bytes) -> None:
+    async def output(self, stream: str, data: Data) -> None:
         """As :class:`Sink` has it."""
         await self._sink.output(stream, data)
         offsets = self._delivery.offsets

@@ -13,6 +13,7 @@ import os
 import select
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 _FS_IOC_UNRESVSP = 0x4030582B
@@ -20,6 +21,30 @@ _FS_IOC_UNRESVSP = 0x4030582B
 _SPACE = struct.Struct("hhqqiI4i")
 _RELEASE_STEP = 256 * 1024
 """Bytes that are given back at once; less is not worth a system call."""
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Bytes that are in a file, not read yet.
+
+    :ivar fd: the file
+    :ivar offset: where they begin
+    :ivar size: how many there are
+    """
+
+    fd: int
+    offset: int
+    size: int
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __bytes__(self) -> bytes:
+        return os.pread(self.fd, self.size, self.offset)
+
+
+Data = bytes | bytearray | Extent
+"""Bytes, wherever they are."""
 
 
 class Spool:
@@ -51,7 +76,7 @@ class Spool:
         flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
         return cls(os.open(path, flags | (os.O_CREAT | os.O_EXCL if create else 0), 0o600))
 
-    def append(self, data: bytes) -> None:
+    def append(self, data: bytes | bytearray) -> None:
         """Add bytes."""
         view = memoryview(data)
         while view:
@@ -90,6 +115,10 @@ class Spool:
     def read(self, offset: int, limit: int) -> bytes:
         """At most ``limit`` bytes from an offset; fewer only where there are no more."""
         return os.pread(self.fd, limit, offset) if offset < self.size else b""
+
+    def extent(self, offset: int, limit: int) -> Extent:
+        """The same bytes, to be read later or moved by the kernel."""
+        return Extent(self.fd, offset, max(0, min(limit, self.size - offset)))
 
     def release(self, offset: int) -> None:
         """Give back the space of what is before an offset; it reads as NULs from then on."""

@@ -8,10 +8,14 @@ them for good, so that they can be sent again after a connection broke.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 
 from peerd.errors import Code, PeerdError
 from peerd.messages import MAX_OUTPUT, WINDOW
+
+_SMALL = 16 * 1024
+"""Bytes, fewer than which are put together with those that came before them."""
 
 
 class Stdin:
@@ -24,15 +28,18 @@ class Stdin:
     def __init__(self, on_window: Callable[[int | None, int], None]) -> None:
         self._on_window = on_window
         self._base = 0
+        self._end = 0
         self._until: int | None = None
-        self._held = bytearray()
+        # As they came, from the base on: what is large is not copied.
+        self._held: deque[bytes | bytearray] = deque()
         self._ended = False
         self._arrived = asyncio.Event()
 
     def open(self, start: int, until: int) -> None:
         """The reader wants the bytes from ``start`` on and grants those before ``until``."""
         if self._until is None:
-            self._base, self._until = start, until
+            self._base = self._end = start
+            self._until = until
             self._on_window(start, until)
         else:
             self.grant(until)
@@ -42,28 +49,39 @@ class Stdin:
         if self._until is None or until <= self._until:
             return
         self._until = until
-        taken = until - WINDOW - self._base
-        if taken > 0:
-            del self._held[:taken]
-            self._base += taken
+        while self._held and self._base + len(self._held[0]) <= until - WINDOW:
+            self._base += len(self._held.popleft())
         self._on_window(None, until)
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes | bytearray) -> None:
         """Take bytes as they arrived; no bytes are the end of the input.
 
         :raises PeerdError: BAD_MESSAGE when the sender was not granted them
         """
-        end = self._base + len(self._held) + len(data)
+        end = self._end + len(data)
         if self._ended or self._until is None or end > self._until:
             raise PeerdError(Code.BAD_MESSAGE, reason=f"stdin up to {end}, granted: {self._until}")
-        self._held += data
+        last = self._held[-1] if self._held else b""
+        if len(data) >= _SMALL:
+            self._held.append(data)
+        elif isinstance(last, bytearray) and len(last) < _SMALL:
+            last += data
+        elif data:
+            self._held.append(bytearray(data))
+        self._end = end
         self._ended = not data
         self._arrived.set()
 
-    async def read(self, offset: int) -> bytes:
+    async def read(self, offset: int) -> bytes | bytearray:
         """Bytes from an offset on, once there are any, as many as fit a message; none at the end of the input."""
-        while offset >= self._base + len(self._held) and not self._ended:
+        while offset >= self._end and not self._ended:
             self._arrived.clear()
             await self._arrived.wait()
-        start = max(0, offset - self._base)
-        return bytes(memoryview(self._held)[start : start + MAX_OUTPUT])
+        start = self._base
+        for data in self._held:
+            if offset < start + len(data):
+                if offset <= start and _SMALL <= len(data) <= MAX_OUTPUT:
+                    return data
+                return bytes(memoryview(data)[max(0, offset - start) :][:MAX_OUTPUT])
+            start += len(data)
+        return b""

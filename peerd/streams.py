@@ -13,7 +13,7 @@ from typing import Protocol
 
 from peerd.errors import Code, PeerdError
 from peerd.messages import MAX_OUTPUT, WINDOW, Offsets
-from peerd.spool import Spool
+from peerd.spool import Extent, Spool
 
 _STEP = 256 * 1024
 """Bytes that are moved before others get their turn."""
@@ -181,7 +181,7 @@ class Output:
         """Bytes for which there was no room."""
         return sum(stream.dropped for stream in self.streams.values())
 
-    async def follow(self, offsets: Offsets, deliver: Callable[[str, bytes], Awaitable[None]]) -> None:
+    async def follow(self, offsets: Offsets, deliver: Callable[[str, Extent], Awaitable[None]]) -> None:
         """Deliver all output from these offsets on, as it comes, until its end.
 
         :raises PeerdError: OUTPUT_GONE where some of it was confirmed already
@@ -196,7 +196,7 @@ class Output:
                 poked.clear()
                 over, moved = self.over, False
                 for name, stream in self.streams.items():
-                    if data := stream.spool.read(position[name], MAX_OUTPUT):
+                    if data := stream.spool.extent(position[name], MAX_OUTPUT):
                         position[name] += len(data)
                         moved = True
                         await deliver(name, data)
@@ -242,7 +242,7 @@ class Input:
         """The offset up to which the sender may send."""
         return self._spool.drained + WINDOW if self._open else self._last_until
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes | bytearray) -> None:
         """Take bytes as they arrived; no bytes are the end of the input.
 
         :raises PeerdError: BAD_MESSAGE when the sender was not granted them

@@ -40,6 +40,7 @@ class UnixFront(Front):
         return users.name(uid)
 
     async def _serve(self, link: Connection, who: str) -> None:
+        network.make_room(link.socket)
         await self._greet(link)
         while True:
             frame = await link.receive()

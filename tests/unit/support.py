@@ -30,6 +30,7 @@ from peerd.protocol import Decoder, Frame
 from peerd.run import Run
 from peerd.scopes import Limits, ScopeManager
 from peerd.session import Caller, ConfirmingSink, Delivery, Session, Sink
+from peerd.spool import Data
 from peerd.stdin import Stdin
 from peerd.storage import Storage
 from peerd.systemd1 import Systemd, SystemdError
@@ -257,9 +258,9 @@ class Heard:
         """As :class:`Sink` has it."""
         self.begun.set()
 
-    async def output(self, stream: str, data: bytes) -> None:
+    async def output(self, stream: str, data: Data) -> None:
         """As :class:`Sink` has it."""
-        self.streams[stream] += data
+        self.streams[stream] += bytes(data)
         self.spoke.set()
 
 

@@ -12,7 +12,7 @@ from peerd.errors import Code, Outcome, PeerdError
 from peerd.messages import MAX_OUTPUT, STREAMS, WINDOW, ExecRequest, ExecResult
 from peerd.run import Run
 from peerd.session import Caller, Delivery, Session
-from peerd.spool import Spool
+from peerd.spool import Data, Spool
 from peerd.stdin import Stdin
 from peerd.streams import Input, Output, Window
 from unit.support import EXEC_ID, Heard
@@ -74,7 +74,7 @@ class FakeInput(Input):
     def until(self) -> int:
         return self.taken_so_far + WINDOW
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes | bytearray) -> None:
         assert len(self.got) + len(data) <= self.until
         self.got += data
         self.fed.append(len(data))
@@ -204,7 +204,7 @@ def test_who_is_gone_hears_no_result_and_stops_nothing(cancelled: bool) -> None:
 
 def test_a_sink_that_fails_ends_the_listening() -> None:
     class Broken(Heard):
-        async def output(self, stream: str, data: bytes) -> None:
+        async def output(self, stream: str, data: Data) -> None:
             raise ConnectionResetError("gone")
 
     async def main() -> None:

@@ -20,6 +20,7 @@ from peerd.journal import Event
 from peerd.messages import MAX_OUTPUT, Action, ExecRequest, ExecResult
 from peerd.scopes import Figures, Limits, scope_name
 from peerd.session import Caller
+from peerd.spool import Data
 from unit.support import EXEC_ID, FakeScopes, Heard, Journal, executing, hear, run
 
 CALLER = Caller("laptop", "ann")
@@ -101,7 +102,7 @@ class Slow(Heard):
         super().__init__()
         self.sizes: list[int] = []
 
-    async def output(self, stream: str, data: bytes) -> None:
+    async def output(self, stream: str, data: Data) -> None:
         for _ in range(20):
             await asyncio.sleep(0)
         self.sizes.append(len(data))
@@ -128,7 +129,7 @@ class Stuck(Heard):
         super().__init__()
         self.go_on = asyncio.Event()
 
-    async def output(self, stream: str, data: bytes) -> None:
+    async def output(self, stream: str, data: Data) -> None:
         await super().output(stream, data)
         await self.go_on.wait()
 
@@ -195,7 +196,7 @@ def test_a_command_whose_caller_cancelled_before_it_began_is_stopped_at_once() -
 class Gone(Heard):
     """A sink whose reader has gone."""
 
-    async def output(self, stream: str, data: bytes) -> None:
+    async def output(self, stream: str, data: Data) -> None:
         raise ConnectionResetError("gone")
 
 

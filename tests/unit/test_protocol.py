@@ -27,7 +27,7 @@ FRAMES = st.builds(Frame, TYPES, FIELDS, st.binary(max_size=300))
 
 
 def wire(frame: Frame) -> bytes:
-    return encode(frame.type, frame.fields, frame.payload)
+    return encode(frame.type, frame.fields, bytes(frame.payload))
 
 
 def refusal(data: bytes) -> str:

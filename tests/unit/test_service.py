@@ -27,6 +27,7 @@ from peerd.policy import Policy, Rule
 from peerd.registry import Identity, Registry
 from peerd.service import Service
 from peerd.session import Caller, Delivery, Session, Sink
+from peerd.spool import Data
 from peerd.stdin import Stdin
 from peerd.units import Units
 from unit.fake_systemd import FakeSystemd
@@ -294,7 +295,7 @@ def test_cancel_is_passed_on_and_its_end_awaited() -> None:
 
 def test_a_caller_that_is_gone_stops_the_command() -> None:
     class Gone(Heard):
-        async def output(self, stream: str, data: bytes) -> None:
+        async def output(self, stream: str, data: Data) -> None:
             raise ConnectionResetError
 
     async def main() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from peerd.errors import Code, PeerdError
 from peerd.messages import MAX_OUTPUT, STREAMS, WINDOW
-from peerd.spool import Spool
+from peerd.spool import Data, Spool
 from peerd.streams import Input, Output, OutputStream, Room, Window
 from unit.support import EXEC_ID, Heard, pipe, read_all, readable
 
@@ -137,7 +137,7 @@ def test_a_follower_goes_on_from_any_offset(data: bytes, offset: int) -> None:
 def test_a_piece_is_never_larger_than_a_message() -> None:
     sizes = []
 
-    async def deliver(stream: str, data: bytes) -> None:
+    async def deliver(stream: str, data: Data) -> None:
         sizes.append(len(data))
 
     async def main() -> None:
@@ -211,7 +211,7 @@ def test_what_was_confirmed_cannot_be_heard_again() -> None:
 
 
 def test_a_follower_that_fails_or_gives_up_is_forgotten() -> None:
-    async def gone(stream: str, data: bytes) -> None:
+    async def gone(stream: str, data: Data) -> None:
         raise ConnectionResetError
 
     async def main() -> None:
