@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from peerd.messages import ExecResult, Offsets
+from peerd.messages import WINDOW, ExecResult, Offsets
 from peerd.run import Run
 from peerd.session import Session
 from peerd.streams import Input
@@ -60,7 +60,7 @@ class Audience:
     async def _feed(self, reader: Input) -> None:
         """Pass on what the caller sends to the command's standard input, at the pace at which it reads."""
         stdin = self._session.stdin
-        stdin.open(reader.received, reader.until)
+        stdin.open(reader.received, reader.until, reader.until - WINDOW)
         granting = asyncio.create_task(self._grant(reader))
         try:
             while reader.is_open() and (data := await stdin.read(reader.received)):
@@ -74,4 +74,4 @@ class Audience:
         until = reader.until
         while True:
             until = await reader.taken(until)
-            self._session.stdin.grant(until)
+            self._session.stdin.grant(until, until - WINDOW)

@@ -362,4 +362,6 @@ def _session(caller: Caller, sink: Collected | Pipes, cancel: asyncio.Event) -> 
     """The session of a caller that has all that its sink took, sends nothing, and once lost wants nothing more."""
     delivery = Delivery()
     confirming = ConfirmingSink(sink, delivery)
-    return Session(caller, confirming, cancel, asyncio.Event(), sink.say, Stdin(lambda start, until: None), delivery)
+    return Session(
+        caller, confirming, cancel, asyncio.Event(), sink.say, Stdin(lambda start, until, taken: None), delivery
+    )

@@ -22,17 +22,17 @@ else:
     import _signal as signal
 
 SOCKET = "/run/peerd/peerd.sock"
-PROTOCOL = 2
+PROTOCOL = 3
 OLDEST_PROTOCOL = 1
 EXIT_CANCELLED = 130
 EXIT_FAILURE = 255
 SIGNAL_BASE = 128
 _ATTEMPTS = 5
 """Connections that are tried one after another; each of them waits until the daemon runs."""
-_CHUNK = 256 * 1024
+_CHUNK = 512 * 1024
 _LINE = 4096
-_WINDOW = 1024 * 1024
-"""Bytes of standard input that may be under way, and that are held to be sent again."""
+_WINDOWS = {2: 1024 * 1024, 3: 4 * 1024 * 1024}
+"""Bytes of standard input that may be under way, and that are held to be sent again, by the version of the protocol."""
 _GREETING_LIMIT = 20.0
 """Seconds for the daemon to start and to answer."""
 _STREAMS = {"stdout": 1, "stderr": 2}
@@ -110,7 +110,7 @@ class _Call:
         # Standard input as it was read: the offsets where what is held begins and ends, of what is to be sent next and
         # of what may not be sent yet.
         self._held: list[bytes] = []
-        self._base = self._end = self._next = self._until = 0
+        self._base = self._end = self._next = self._until = self._window = 0
         self._input_ended = self._end_sent = False
 
     def may_go_on(self) -> bool:
@@ -159,6 +159,7 @@ class _Call:
         if kind == "hello":
             self.connection.settimeout(None)
             self._cancellable = True
+            self._window = _WINDOWS[max(min(_WINDOWS), min(frame.get("newest", 0), PROTOCOL))]
         elif kind == "running":
             self._accepted, self.broken = True, 0
             if frame.get("execId", "") != self._exec_id:
@@ -177,7 +178,7 @@ class _Call:
             self._until = frame["until"]
             if "from" in frame:
                 self._next, self._end_sent = frame["from"], False
-            while self._held and self._base + len(self._held[0]) <= self._until - _WINDOW:
+            while self._held and self._base + len(self._held[0]) <= self._until - self._window:
                 self._base += len(self._held.pop(0))
         elif kind == "collect":
             self._events = frame["events"]

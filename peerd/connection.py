@@ -16,7 +16,7 @@ from peerd.messages import Hello
 from peerd.protocol import Decoder, Frame
 from peerd.spool import Extent
 
-_CHUNK = 260 * 1024
+_CHUNK = messages.MAX_OUTPUT + 4096
 """Bytes that are read at once: a message of output, with its header."""
 _MOST_HELD = protocol.MAX_PAYLOAD
 """Bytes that have arrived and that nobody has taken, beyond which no more are read; no less than one frame may have."""
@@ -116,6 +116,11 @@ class Connection(asyncio.BufferedProtocol):
     def resumable(self) -> bool:
         """Whether the other end confirms what it received and can get back to a command."""
         return self.hello.protocol >= protocol.RESUMABLE
+
+    @property
+    def window(self) -> int:
+        """Bytes of input that the other end keeps until they were taken for good."""
+        return messages.WINDOW if self.hello.protocol >= protocol.WIDE else messages.NARROW_WINDOW
 
     @property
     def usable(self) -> bool:

@@ -140,7 +140,11 @@ class Conversation:
         await asyncio.wait((self._watcher,))
         return self.done.is_set()
 
-    def _tell_window(self, start: int | None, until: int) -> None:
+    def _tell_window(self, start: int | None, until: int, taken: int) -> None:
+        # Who keeps less must not be granted more.
+        until = min(until, taken + self._link.window)
+        if start is None and until <= self._until:
+            return
         if self._link.resumable:
             self._link.post("stdinWindow", {"until": until} if start is None else {"from": start, "until": until})
         else:

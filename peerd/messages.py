@@ -17,10 +17,12 @@ from peerd.protocol import OLDEST_VERSION, PROTOCOL_VERSION
 
 T = TypeVar("T")
 MAX_TEXT = 255
-MAX_OUTPUT = 256 * 1024
+MAX_OUTPUT = 512 * 1024
 """Bytes of output, or of input, in one message."""
-WINDOW = 1024 * 1024
+WINDOW = 4 * 1024 * 1024
 """Bytes of a stream that may be under way before whoever receives them has confirmed some."""
+NARROW_WINDOW = 1024 * 1024
+"""The same for the input of a peer, or of a d, of a version before :data:`peerd.protocol.WIDE`."""
 STREAMS = ("stdout", "stderr")
 Offsets = Mapping[str, int]
 """For each stream a number of bytes from its beginning."""

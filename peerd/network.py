@@ -50,7 +50,7 @@ _KEEPALIVE = (
 
 _SO_SNDBUFFORCE = 32
 """socket(7): the size of the send buffer, whatever the limit for others is."""
-_MESSAGE_ROOM = 512 * 1024
+_MESSAGE_ROOM = 1024 * 1024
 RESERVED_BELOW = 1024
 """Ports below this can be bound by root alone (ip(7), ip_unprivileged_port_start)."""
 _LOCAL_PORTS = range(600, RESERVED_BELOW)

@@ -14,11 +14,13 @@ from typing import NoReturn
 
 from peerd.errors import Code, PeerdError
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 OLDEST_VERSION = 1
 """The oldest version that is still spoken."""
 RESUMABLE = 2
 """Since this version a caller confirms what it received, and gets back to its command after a broken connection."""
+WIDE = 3
+"""Since this version the window of standard input is as wide as that of output."""
 MAX_HEADER = 1024 * 1024
 """Room for the longest command that execve(2) takes, with every byte of it escaped."""
 MAX_PAYLOAD = 1024 * 1024

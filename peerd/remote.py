@@ -162,10 +162,11 @@ class Remote:
                             session.cancel.set()
                 elif frame.type in ("stdinWindow", "stdinCredit"):
                     start, until = self._window(frame, until)
+                    taken = until - link.window
                     if start is None or len(tasks) > 1:
-                        session.stdin.grant(until)
+                        session.stdin.grant(until, taken)
                     else:
-                        session.stdin.open(start, until)
+                        session.stdin.open(start, until, taken)
                         tasks.append(asyncio.create_task(self._forward_stdin(link, start)))
                 elif frame.type == "started":
                     await session.sink.started()

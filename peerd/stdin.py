@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 
 from peerd.errors import Code, PeerdError
-from peerd.messages import MAX_OUTPUT, WINDOW
+from peerd.messages import MAX_OUTPUT
 
 _SMALL = 16 * 1024
 """Bytes, fewer than which are put together with those that came before them."""
@@ -21,11 +21,11 @@ _SMALL = 16 * 1024
 class Stdin:
     """The bytes between a sender and a reader.
 
-    :param on_window: tells the sender from which offset on and up to which it may send; the first offset is None where
-        it goes on where it is
+    :param on_window: tells the sender from which offset on, which is None where it goes on where it is, up to which it
+        may send, and before which all has been taken for good
     """
 
-    def __init__(self, on_window: Callable[[int | None, int], None]) -> None:
+    def __init__(self, on_window: Callable[[int | None, int, int], None]) -> None:
         self._on_window = on_window
         self._base = 0
         self._end = 0
@@ -35,23 +35,23 @@ class Stdin:
         self._ended = False
         self._arrived = asyncio.Event()
 
-    def open(self, start: int, until: int) -> None:
-        """The reader wants the bytes from ``start`` on and grants those before ``until``."""
+    def open(self, start: int, until: int, taken: int) -> None:
+        """The reader wants the bytes from ``start`` on and grants those before ``until``; see :meth:`grant`."""
         if self._until is None:
             self._base = self._end = start
             self._until = until
-            self._on_window(start, until)
+            self._on_window(start, until, taken)
         else:
-            self.grant(until)
+            self.grant(until, taken)
 
-    def grant(self, until: int) -> None:
-        """Let the sender send up to an offset. A window before it, the reader has taken all for good."""
+    def grant(self, until: int, taken: int) -> None:
+        """Let the sender send up to an offset. The reader has taken for good all before ``taken``."""
         if self._until is None or until <= self._until:
             return
         self._until = until
-        while self._held and self._base + len(self._held[0]) <= until - WINDOW:
+        while self._held and self._base + len(self._held[0]) <= taken:
             self._base += len(self._held.popleft())
-        self._on_window(None, until)
+        self._on_window(None, until, taken)
 
     def feed(self, data: bytes | bytearray) -> None:
         """Take bytes as they arrived; no bytes are the end of the input.

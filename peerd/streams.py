@@ -12,13 +12,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
 from peerd.errors import Code, PeerdError
-from peerd.messages import MAX_OUTPUT, WINDOW, Offsets
+from peerd.messages import MAX_OUTPUT, NARROW_WINDOW, WINDOW, Offsets
 from peerd.spool import Extent, Spool
 
-_STEP = 256 * 1024
+_STEP = MAX_OUTPUT
 """Bytes that are moved before others get their turn."""
-_WORTH_TELLING = WINDOW // 4
-"""Bytes by which a grant grows before the sender hears of it, who has three times as many left by then."""
+_WORTH_TELLING = NARROW_WINDOW // 2
+"""Bytes by which a grant grows before the sender hears of it, who has as many left by then, or more."""
 
 
 class Room(Protocol):

@@ -548,7 +548,7 @@ async def hear(
         cancel or asyncio.Event(),
         asyncio.Event(),
         lambda line: None,
-        Stdin(lambda start, until: None),
+        Stdin(lambda start, until, taken: None),
         delivery,
     )
     result = await executor.attend(asked.exec_id, audience, delivery.offsets)

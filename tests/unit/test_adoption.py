@@ -87,7 +87,7 @@ class Listener:
     async def attend(self, executor: Executor, exec_id: str = EXEC_ID) -> ExecResult | None:
         delivery = Delivery()
         delivery.confirm(self.offsets)
-        stdin = Stdin(lambda start, until: self._send(stdin, start, until))
+        stdin = Stdin(lambda start, until, taken: self._send(stdin, start, until))
         session = Session(
             CALLER,
             ConfirmingSink(self.heard, delivery),

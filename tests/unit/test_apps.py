@@ -54,7 +54,7 @@ class Here:
 
     def call(self, name: str, **params: Any) -> Coroutine[Any, Any, Answer]:
         """Do a command."""
-        nothing = Stdin(lambda start, until: None)
+        nothing = Stdin(lambda start, until, taken: None)
         gone = asyncio.Event()
         session = Session(Caller("vps", "ann"), Heard(), self.cancel, gone, self.said.append, nothing, Delivery())
         work: Coroutine[Any, Any, Answer] = getattr(self.apps, f"do_{snake_case(name)}")(session, **params)

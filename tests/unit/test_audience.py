@@ -107,7 +107,7 @@ class Listener:
         )
         self.listening = asyncio.create_task(Audience(run, session).listen(dict.fromkeys(STREAMS, 0)))
 
-    def _window(self, start: int | None, until: int) -> None:
+    def _window(self, start: int | None, until: int, taken: int) -> None:
         self.windows.append((start, until))
         self.granted.set()
 
@@ -246,7 +246,7 @@ def test_a_confirmation_that_came_before_is_taken_at_once() -> None:
         run.say(b"12345")
         session: Any = Session(
             *(Caller("laptop"), Heard(), asyncio.Event(), asyncio.Event()),
-            *(lambda line: None, Stdin(lambda start, until: None), Delivery()),
+            *(lambda line: None, Stdin(lambda start, until, taken: None), Delivery()),
         )
         session.delivery.confirm({"stdout": 4, "stderr": 0})
         listening = asyncio.create_task(Audience(run, session).listen({"stdout": 4, "stderr": 0}))

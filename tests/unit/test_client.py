@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from peerd import protocol
 from peerd.client import _ATTEMPTS
 from peerd.connection import Connection
-from peerd.messages import WINDOW
+from peerd.messages import NARROW_WINDOW, WINDOW
 from peerd.protocol import Frame
 from unit.support import EXEC_ID, Wire, pipe, readable, unix_server
 
@@ -60,13 +61,14 @@ class Client:
     running: Running
     wire: Wire
     wires: asyncio.Queue[Wire]
+    newest: int = protocol.PROTOCOL_VERSION
     invoke: Frame = field(init=False)
 
     async def greeted(self) -> None:
         """Take what it asks for, and greet it."""
         assert (await self.wire.link.expect("hello")).fields["protocol"] == 1
         self.invoke = await self.wire.link.expect("invoke")
-        self.wire.link.post("hello", {"protocol": 1, "version": "test"})
+        self.wire.link.post("hello", {"protocol": 1, "newest": self.newest, "version": "test"})
 
     async def again(self) -> Frame:
         """Take its next connection, after this one broke; what it asks for now."""
@@ -106,6 +108,7 @@ async def called(
     stdin: int = asyncio.subprocess.DEVNULL,
     stdout: int = asyncio.subprocess.PIPE,
     through: Sequence[str] = (),
+    newest: int = protocol.PROTOCOL_VERSION,
 ) -> AsyncIterator[Client]:
     """`d`, at the point where its command has arrived and it is being greeted."""
     wires: asyncio.Queue[Wire] = asyncio.Queue()
@@ -115,7 +118,7 @@ async def called(
 
     async with unix_server(accept, directory / "socket") as path:
         running = await program(path, *argv, stdin=stdin, stdout=stdout, through=through)
-        client = Client(running, await wires.get(), wires)
+        client = Client(running, await wires.get(), wires, newest)
         try:
             await client.greeted()
             assert "resume" not in client.invoke.fields
@@ -317,13 +320,13 @@ def test_output_is_confirmed_by_its_id_and_what_peerd_says_is_not_counted(tmp_pa
     async def main() -> None:
         async with called(tmp_path, "execOnPeer") as client:
             begin(client)
-            for _ in range(4):
+            for _ in range(8):
                 await client.wire.link.send("output", {"stream": "stderr", "by": "peerd"}, b"said")
                 await client.wire.link.send("output", {"stream": "stdout"}, chunk)
             ack = await client.wire.link.expect("ack")
-            assert ack.fields == {"execId": EXEC_ID, "stdout": 4 * len(chunk), "stderr": 0}
+            assert ack.fields == {"execId": EXEC_ID, "stdout": 8 * len(chunk), "stderr": 0}
             client.wire.link.post("exit", {"status": 0})
-            assert await client.ended() == (0, chunk * 4, b"said" * 4)
+            assert await client.ended() == (0, chunk * 8, b"said" * 8)
             await client.wire.end()
 
     asyncio.run(main())
@@ -357,18 +360,19 @@ def test_input_is_sent_again_from_where_the_reader_is(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_input_that_was_taken_for_good_is_let_go(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("newest", "window"), [(1, NARROW_WINDOW), (2, NARROW_WINDOW), (3, WINDOW), (4, WINDOW)])
+def test_input_that_was_not_taken_for_good_is_kept(tmp_path: Path, newest: int, window: int) -> None:
     async def main() -> None:
         with pipe() as (read, write):
-            async with called(tmp_path, "execOnPeer", stdin=read) as client:
+            async with called(tmp_path, "execOnPeer", stdin=read, newest=newest) as client:
                 begin(client)
-                client.wire.link.post("stdinWindow", {"from": 0, "until": WINDOW})
+                client.wire.link.post("stdinWindow", {"from": 0, "until": window})
                 os.write(write, b"0123456789")
                 assert (await client.wire.link.expect("stdin")).payload == b"0123456789"
-                client.wire.link.post("stdinWindow", {"until": WINDOW + 7})
+                client.wire.link.post("stdinWindow", {"until": window + 7})
                 await client.again()
                 begin(client)
-                client.wire.link.post("stdinWindow", {"from": 7, "until": WINDOW + 7})
+                client.wire.link.post("stdinWindow", {"from": 7, "until": window + 7})
                 assert (await client.wire.link.expect("stdin")).payload == b"789"
                 client.wire.link.post("exit", {"status": 0})
                 assert await client.ended() == (0, b"", b"")

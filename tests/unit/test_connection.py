@@ -258,7 +258,7 @@ def test_what_stood_in_the_way_is_said_in_words(error: OSError, words: str) -> N
 def test_a_hello_has_the_versions_of_protocol_and_daemon_and_the_boot_id() -> None:
     assert messages.hello("0.1.0", "b" * 32) == {
         "protocol": 1,
-        "newest": 2,
+        "newest": 3,
         "version": "0.1.0",
         "boot": "b" * 32,
     }

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from peerd.errors import Outcome
-from peerd.messages import ExecRequest, ExecResult, Offsets
+from peerd.messages import NARROW_WINDOW, WINDOW, ExecRequest, ExecResult, Offsets
 from peerd.session import Caller, Session, Sink
-from unit.support import EXEC_ID, FakeExecutor
+from unit.support import EXEC_ID, FakeExecutor, dialled
 from unit.test_fronts import EXEC, greeted, invoke, served
 
 NONE = {"stdout": 0, "stderr": 0}
@@ -239,5 +239,35 @@ def test_a_detached_command_is_answered_with_its_record_and_collects_nothing(tmp
             assert (len(shown.stdout.strip()), shown.status) == (len(EXEC_ID), 0)
             shown = await invoke(wire, *EXEC, "--detach", "--json")
             assert '"detached": true' in shown.stdout
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("newest", "told"),
+    [
+        (2, [("stdinWindow", {"from": 3, "until": NARROW_WINDOW}), ("stdinWindow", {"until": NARROW_WINDOW + 9})]),
+        (3, [("stdinWindow", {"from": 3, "until": WINDOW}), ("stdinWindow", {"until": WINDOW + 9})]),
+        (1, [("stdinCredit", {"bytes": NARROW_WINDOW}), ("stdinCredit", {"bytes": 9})]),
+    ],
+)
+def test_none_is_granted_more_input_than_it_keeps(tmp_path: Path, newest: int, told: list[tuple[str, object]]) -> None:
+    async def attend(exec_id: str, session: Session, offsets: Offsets) -> ExecResult:
+        session.stdin.open(3, WINDOW, 0)
+        session.stdin.grant(WINDOW + 8, 0)
+        session.stdin.grant(WINDOW + 9, 9)
+        return ExecResult(Outcome.EXITED, 0)
+
+    async def main() -> None:
+        async with served(tmp_path) as local, dialled(local.path) as wire:
+            attended(local.executor, attend)
+            wire.link.post("hello", {"protocol": 1, "newest": newest})
+            await wire.link.expect("hello")
+            wire.link.post("invoke", {"argv": EXEC})
+            frames = []
+            while (frame := await wire.next()).type != "exit":
+                if frame.type.startswith("stdin"):
+                    frames.append((frame.type, frame.fields))
+            assert frames == told
 
     asyncio.run(main())

@@ -73,7 +73,7 @@ class Here:
             self.cancel,
             self.gone,
             self.said.append,
-            Stdin(lambda start, until: None),
+            Stdin(lambda start, until, taken: None),
             delivery,
             lambda exec_id, step: self.running.append((exec_id, step)),
             resume,

@@ -42,7 +42,7 @@ class Calling:
         self.cancel, self.gone = asyncio.Event(), asyncio.Event()
         self.said: list[str] = []
         self.asked: asyncio.Queue[tuple[int | None, int]] = asyncio.Queue()
-        self.stdin = Stdin(lambda start, until: self.asked.put_nowait((start, until)))
+        self.stdin = Stdin(lambda start, until, taken: self.asked.put_nowait((start, until)))
         self.delivery = Delivery()
         self.pool = Pool(lambda: peers.port, lambda: 5.0)
         session = Session(

@@ -73,7 +73,7 @@ class Here:
             self.cancel,
             asyncio.Event(),
             self.said.append,
-            Stdin(lambda start, until: self.granted.append(until)),
+            Stdin(lambda start, until, taken: self.granted.append(until)),
             Delivery(),
         )
         return asyncio.create_task(self.service.call(name, params, session))

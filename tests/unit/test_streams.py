@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from peerd.errors import Code, PeerdError
 from peerd.messages import MAX_OUTPUT, STREAMS, WINDOW
 from peerd.spool import Data, Spool
-from peerd.streams import Input, Output, OutputStream, Room, Window
+from peerd.streams import _WORTH_TELLING, Input, Output, OutputStream, Room, Window
 from unit.support import EXEC_ID, Heard, pipe, read_all, readable
 
 
@@ -411,12 +411,12 @@ def test_a_sender_is_granted_a_window_ahead_of_what_the_command_has_read() -> No
             command.input.feed(bytes(WINDOW))
             telling = asyncio.create_task(command.input.taken(WINDOW))
             await turns()
-            assert WINDOW < command.input.until < WINDOW + WINDOW // 4
+            assert WINDOW < command.input.until < WINDOW + _WORTH_TELLING
             while not telling.done():
                 await readable(command.read_end)
                 os.read(command.read_end, 65536)
                 await turns()
-            assert telling.result() >= WINDOW + WINDOW // 4
+            assert telling.result() >= WINDOW + _WORTH_TELLING
             until = command.input.until
             command.input.feed(bytes(until - WINDOW))
             for data in (b"x", bytes(WINDOW)):
