@@ -101,6 +101,7 @@ def ceiling(vps: Machine) -> dict[str, list[float]]:
     print(f"\n{'/bin/true on vps, in process':32} {'median':>8} {'/s':>8}")
     for name, rate in measured.pop("rates").items():
         print(f"{name:32} {1000 * statistics.median(measured[name]):8.1f} {rate:8.0f}")
+    print(f"{'scope after a pause':32} {1000 * statistics.median(measured['scope after a pause']):8.1f}")
     return {f"{name}, in process": values for name, values in measured.items() if name.endswith("at 1")}
 
 

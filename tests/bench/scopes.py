@@ -2,7 +2,7 @@
 """Runs on vps: what a transient scope costs by itself, which no command of peerd can cost less than.
 
 A process is forked, moved into a scope by the same call with the same properties, over one open connection to the
-bus, and runs /bin/true. Prints ``{at_once: [seconds of each, ...]}`` and under ``"rates"`` how many a second.
+bus, and runs /bin/true. Prints ``{name: [seconds of each, ...]}`` and under ``"rates"`` how many a second.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from collections.abc import Iterator
 
 from peerd.scopes import ScopeManager
 from peerd.systemd1 import Systemd
+
+PAUSES = 20
+PAUSE = 0.1
 
 
 async def one(scopes: ScopeManager | None, number: int) -> float:
@@ -57,6 +60,11 @@ async def main(count: int) -> None:
             taken = await asyncio.gather(*(many(scopes, numbers) for _ in range(at_once)))
             rates[f"{name} at {at_once}"] = count / (time.perf_counter() - began)
             times[f"{name} at {at_once}"] = [seconds for each in taken for seconds in each]
+    # Moving a process is slower where none was moved of late (favordynmods of cgroups).
+    paused = times["scope after a pause"] = []
+    for number in range(PAUSES):
+        await asyncio.sleep(PAUSE)
+        paused.append(await one(ScopeManager(systemd), number))
     systemd.close()
     print(json.dumps({**times, "rates": rates}))
 
