@@ -404,6 +404,28 @@ def test_a_job_is_an_object_and_its_beginning_and_end_are_told(daemon: MessageDa
     asyncio.run(main())
 
 
+def test_a_job_that_is_over_at_once_is_told_of_and_its_object_is_not(daemon: MessageDaemon) -> None:
+    job = Job("0" * 16, "here", "vps", "/srv", ("a b", "c"), "root", False, 1_500_000)
+    path = busapi.job_path(job.exec_id)
+
+    async def main() -> None:
+        jobs = FakeJobs()
+        async with serving(daemon, FakeService(), jobs=jobs) as (bus, client):
+            for _ in range(2):
+                jobs.active.append(job)
+                bus.changed()
+                jobs.active.clear()
+                jobs.ended[job.exec_id] = replace(job, result=ExecResult(Outcome.EXITED, 7))
+                bus.changed()
+                started, finished = [await client.signals.get() for _ in range(2)]
+                assert (started.member, started.body) == ("JobStarted", [job.exec_id, path])
+                assert (finished.member, finished.body) == ("JobFinished", [job.exec_id, path, "exited", 7])
+            assert path not in (await client.call("GetManagedObjects", interface=OBJECT_MANAGER)).body[0]
+            assert client.signals.empty()
+
+    asyncio.run(main())
+
+
 def test_a_started_command_is_read_as_it_runs(daemon: MessageDaemon) -> None:
     async def main() -> None:
         go_on = asyncio.Event()
