@@ -151,6 +151,8 @@ def run(control: socket, request: dict[str, Any], streams: tuple[int, ...]) -> i
 def spawn(request: dict[str, Any], streams: tuple[int, ...]) -> int:
     """Start the command, by posix_spawn(3), which copies nothing of this process; its pid.
 
+    The signals 32 and 33, which the GNU C library keeps to itself, are ignored by what that starts.
+
     :raises OSError: when it cannot be executed
     """
     argv, environment = request["argv"], request["environment"]

@@ -81,8 +81,11 @@ def test_every_exit_status_has_its_outcome(desktop: Machine, vps: Machine) -> No
 
 def test_every_signal_that_can_end_a_process_has_its_outcome(desktop: Machine, vps: Machine) -> None:
     harmless = "SIGCHLD SIGCONT SIGSTOP SIGTSTP SIGTTIN SIGTTOU SIGURG SIGWINCH".split()
-    numbers = set(range(1, signal.NSIG)) - {signal.Signals[name].value for name in harmless}
-    assert len(numbers) == 56
+    # The GNU C library keeps 32 and 33 to itself. What its posix_spawn(3) starts ignores them: a command of peerd, and
+    # on Debian 13, whose systemd starts services by it, everything else.
+    reserved = {32, 33}
+    numbers = set(range(1, signal.NSIG)) - {signal.Signals[name].value for name in harmless} - reserved
+    assert len(numbers) == 54
     cases = [shell(f"kill -{number} $$; echo alive", form=form) for number in numbers for form in ("raw", "json")]
     compare(desktop, vps, cases)
 
