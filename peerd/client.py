@@ -306,11 +306,11 @@ class _Call:
 
 
 def _widen(pipe: int) -> None:
-    """Let as much be read from a pipe at once as fits a message (F_SETPIPE_SZ of fcntl(2)); not where it is no pipe."""
+    """Let a pipe hold as much as two messages do (F_SETPIPE_SZ of fcntl(2)); not where it is no pipe."""
     import fcntl
 
     try:
-        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _CHUNK)
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 2 * _CHUNK)
     except OSError:
         pass
 

@@ -42,6 +42,7 @@ class Connection(asyncio.BufferedProtocol):
         self._serving: asyncio.Future[None] | None = None
         self._transport: asyncio.Transport
         self._decoder = Decoder()
+        self._space: memoryview | None = None
         self._arrived = asyncio.Event()
         self._writable = asyncio.Event()
         self._writable.set()
@@ -62,11 +63,20 @@ class Connection(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """As asyncio has it."""
-        return _INBOX
+        self._space = self._decoder.space
+        # A short rest is better received with what comes behind it.
+        if self._space is None or len(self._space) < _APART:
+            self._space = None
+            return _INBOX
+        return self._space
 
     def buffer_updated(self, nbytes: int) -> None:
         """As asyncio has it."""
-        self._decoder.feed(_INBOX[:nbytes])
+        if self._space is None:
+            self._decoder.feed(_INBOX[:nbytes])
+        else:
+            self._decoder.arrived(nbytes)
+            self._space = None
         if self._decoder.held > _MOST_HELD:
             self._transport.pause_reading()
         if not self._decoder.waiting:

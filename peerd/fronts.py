@@ -141,9 +141,9 @@ class Conversation:
         return self.done.is_set()
 
     def _tell_window(self, start: int | None, until: int, taken: int) -> None:
-        # Who keeps less must not be granted more.
+        # Who keeps less must not be granted more, and less than a quarter more is not worth a message.
         until = min(until, taken + self._link.window)
-        if start is None and until <= self._until:
+        if start is None and until < self._until + self._link.window // 4:
             return
         if self._link.resumable:
             self._link.post("stdinWindow", {"until": until} if start is None else {"from": start, "until": until})

@@ -222,9 +222,9 @@ def adopt(name: str, descriptors: Sequence[int], stdin_pipe: int | None) -> tupl
 
 
 def _widen(pipe: int) -> None:
-    """Let a pipe hold as much as a message does, where the system's limits have room for it (pipe(7))."""
+    """Let a pipe hold as much as two messages do, where the system's limits have room for it (pipe(7))."""
     with contextlib.suppress(OSError):
-        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, MAX_OUTPUT)
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 2 * MAX_OUTPUT)
 
 
 def _link(name: str) -> str:

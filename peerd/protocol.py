@@ -104,6 +104,15 @@ class Decoder:
             data = self._fill(self._payload, data)
         self._buffer += data
 
+    @property
+    def space(self) -> memoryview | None:
+        """Where the next bytes belong, if that is known: they may be put there and told of by :meth:`arrived`."""
+        return memoryview(self._payload)[self._filled :] if self._payload is not None else None
+
+    def arrived(self, count: int) -> None:
+        """So many bytes were put into :attr:`space`."""
+        self._filled += count
+
     def _fill(self, payload: bytearray, data: bytes | bytearray | memoryview) -> bytes | bytearray | memoryview:
         taken = min(len(data), len(payload) - self._filled)
         payload[self._filled : self._filled + taken] = data[:taken]

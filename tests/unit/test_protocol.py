@@ -50,7 +50,14 @@ def test_frames_come_out_in_order_however_their_bytes_are_cut(sent: list[Frame],
     decoder = Decoder()
     received = []
     for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True):
-        decoder.feed(stream[start:end])
+        piece = stream[start:end]
+        # What is known to belong into a payload may be received there.
+        if (space := decoder.space) is not None and data.draw(st.booleans()):
+            count = min(len(space), len(piece))
+            space[:count] = piece[:count]
+            decoder.arrived(count)
+            piece = piece[count:]
+        decoder.feed(piece)
         while frame := decoder.next():
             received.append(frame)
     assert received == sent
@@ -67,6 +74,25 @@ def test_a_frame_comes_out_of_single_bytes_and_not_before_the_last_of_them() -> 
     decoder.feed(data[-1:])
     assert decoder.next() == Frame("output", {"stream": "stdout"}, b"\n\0{}\xff")
     assert not decoder.partial
+
+
+def test_memory_for_a_payload_is_taken_once_a_part_of_it_is_there() -> None:
+    data = encode("output", {"stream": "stdout"}, bytes(MAX_PAYLOAD))
+    decoder = Decoder()
+    decoder.feed(data[: MAX_PAYLOAD // 8])
+    assert decoder.next() is None
+    at_first = decoder.space
+    assert at_first is None
+    decoder.feed(data[MAX_PAYLOAD // 8 : MAX_PAYLOAD // 2])
+    assert decoder.next() is None
+    space = decoder.space
+    assert space is not None
+    assert len(space) == len(data) - MAX_PAYLOAD // 2
+    assert (decoder.waiting, decoder.partial) == (True, True)
+    decoder.feed(data[MAX_PAYLOAD // 2 :])
+    assert not decoder.waiting
+    assert decoder.next() == Frame("output", {"stream": "stdout"}, bytes(MAX_PAYLOAD))
+    assert (decoder.space, decoder.held, decoder.partial) == (None, 0, False)
 
 
 def test_a_decoder_that_was_fed_nothing_holds_no_part_of_a_frame() -> None:
