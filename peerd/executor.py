@@ -296,6 +296,8 @@ class Executor:
         del self._runs[exec_id], self._attending[exec_id]
         if exec_id in self._timers:
             self._timers.pop(exec_id).cancel()
+        # Without its descriptors the next process would have nothing but the record to know the end from.
+        self._history.catch_up()
         one.close()
 
     def delivered(self, exec_id: str) -> None:

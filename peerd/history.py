@@ -92,7 +92,7 @@ class History:
         :param peer: the other end
         """
         self._waiting[side, job.exec_id] = _row(side, peer, job)
-        self._catch_up()
+        self.catch_up()
 
     def put_soon(self, side: str, peer: str, job: Job) -> None:
         """The same for what no restart depends on: stored in a moment, when who waits for the command has its answer.
@@ -101,10 +101,10 @@ class History:
         """
         self._waiting[side, job.exec_id] = _row(side, peer, job)
         if self._due is None:
-            self._due = asyncio.get_running_loop().call_later(_SOON, self._catch_up)
+            self._due = asyncio.get_running_loop().call_later(_SOON, self.catch_up)
 
-    def _catch_up(self) -> None:
-        """Store what waits."""
+    def catch_up(self) -> None:
+        """Store what waits, now."""
         if self._due:
             self._due.cancel()
             self._due = None
@@ -129,13 +129,13 @@ class History:
 
     def drop(self, side: str, exec_id: str) -> None:
         """Forget a command that was stored and never run."""
-        self._catch_up()
+        self.catch_up()
         with contextlib.suppress(PeerdError), self._store.writing():
             self._rows.delete().where(self._rows.exec_id == exec_id, self._rows.side == side).execute()
 
     def get(self, side: str, exec_id: str) -> Entry | None:
         """The command with this id on one side, or None."""
-        self._catch_up()
+        self.catch_up()
         try:
             row = self._rows.get_or_none(exec_id=exec_id, side=side)
         except peewee.DatabaseError:
@@ -157,7 +157,7 @@ class History:
         :param since_usec: only those that started since, in microseconds since the epoch
         :raises PeerdError: INTERNAL when they cannot be read
         """
-        self._catch_up()
+        self.catch_up()
         rows = self._rows
         query = rows.select().where(rows.started >= since_usec)
         wanted = {rows.side: side, rows.peer: peer, rows.outcome: outcome, rows.detached: detached}
@@ -174,7 +174,7 @@ class History:
         self._stored += 1
         if self._stored % _TRIM_EVERY != 1:
             return
-        self._catch_up()
+        self.catch_up()
         kept = self._rows.select(self._rows.started).order_by(self._rows.started.desc()).limit(1).offset(most)
         try:
             with self._store.writing():
@@ -186,7 +186,7 @@ class History:
 
     def close(self) -> None:
         """Close the database."""
-        self._catch_up()
+        self.catch_up()
         self._store.close()
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
+import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -288,6 +290,28 @@ def test_a_result_that_nobody_heard_is_heard_after_the_restart_as_it_was_and_rec
             assert executor.job(EXEC_ID).result == before
             assert len(records.of(Event.COMMAND_ENDED)) == 1
             assert listener.heard.streams["stdout"] == b"all\n"
+
+    asyncio.run(main())
+
+
+def test_an_end_is_stored_before_all_else_of_it_is_let_go(
+    tmp_path: Path, store: FakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history, "_SOON", 1000.0)
+
+    def outcomes() -> list[str]:
+        with contextlib.closing(sqlite3.connect(tmp_path / "jobs.db")) as database:
+            return [outcome for (outcome,) in database.execute("SELECT outcome FROM command")]
+
+    async def main() -> None:
+        async with process(tmp_path, store) as executor:
+            await executor.launch(request("exit 4"), CALLER)
+            await executor.wait(EXEC_ID)
+            assert outcomes() == [""]
+            assert store.kept
+            await Listener().to_end(executor)
+            assert not store.kept
+            assert outcomes() == ["exited"]
 
     asyncio.run(main())
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import gc
+import sqlite3
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -184,3 +187,43 @@ def test_a_file_that_cannot_be_used_is_said_to_be_so(tmp_path: Path, what: str) 
     with pytest.raises(PeerdError, match="cannot use the database") as caught:
         History(path)
     assert caught.value.code is Code.INTERNAL
+
+
+def stored(path: Path) -> list[str]:
+    """The outcomes on disk, as another process sees them."""
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        return [outcome for (outcome,) in database.execute("SELECT outcome FROM command ORDER BY exec_id")]
+
+
+def test_what_may_wait_is_stored_in_a_moment_and_is_there_at_once(past: History, tmp_path: Path) -> None:
+    async def main() -> None:
+        past.put_soon(ASKED, "vps", job(1, None))
+        past.put_soon(ASKED, "vps", job(2))
+        assert stored(tmp_path / "jobs.db") == []
+        assert past.has(ASKED, job(2).exec_id)
+        past.put_soon(ASKED, "vps", job(1))
+        await asyncio.sleep(2 * history._SOON)
+        assert stored(tmp_path / "jobs.db") == ["exited", "exited"]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda past: past.get(ASKED, job(1).exec_id),
+        lambda past: past.find(),
+        lambda past: past.drop(ASKED, job(2).exec_id),
+        lambda past: past.put(RAN, "laptop", job(3, None)),
+        lambda past: past.catch_up(),
+        lambda past: past.close(),
+    ],
+    ids=["get", "find", "drop", "put", "catch-up", "close"],
+)
+def test_whoever_looks_finds_what_waits(past: History, tmp_path: Path, look: Callable[[History], object]) -> None:
+    async def main() -> None:
+        past.put_soon(ASKED, "vps", job(1))
+        look(past)
+        assert stored(tmp_path / "jobs.db")[0] == "exited"
+
+    asyncio.run(main())
