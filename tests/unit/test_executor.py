@@ -17,7 +17,7 @@ from peerd import scopes
 from peerd.errors import Code, Outcome
 from peerd.execution import new_exec_id
 from peerd.journal import Event
-from peerd.messages import MAX_OUTPUT, Action, ExecRequest, ExecResult
+from peerd.messages import MAX_OUTPUT, WINDOW, Action, ExecRequest, ExecResult
 from peerd.scopes import Figures, Limits, scope_name
 from peerd.session import Caller
 from peerd.spool import Data
@@ -135,11 +135,14 @@ class Stuck(Heard):
 
 
 def test_a_sink_that_takes_no_more_stops_the_command_at_a_full_pipe(tmp_path: Path) -> None:
+    # More than a window and the pipe have room for.
+    size = 3 * WINDOW
+
     async def main() -> None:
         stuck = Stuck()
         async with executing() as executor:
             running = asyncio.create_task(
-                run(executor, request("head -c 5000000 /dev/zero; touch done", str(tmp_path)), stuck)
+                run(executor, request(f"head -c {size} /dev/zero; touch done", str(tmp_path)), stuck)
             )
             await stuck.spoke.wait()
             # Another command comes and goes; this one is still where it was.
@@ -148,7 +151,7 @@ def test_a_sink_that_takes_no_more_stops_the_command_at_a_full_pipe(tmp_path: Pa
             assert len(stuck.streams["stdout"]) <= MAX_OUTPUT
             stuck.go_on.set()
             assert (await running).exit_status == 0
-            assert len(stuck.streams["stdout"]) == 5_000_000
+            assert len(stuck.streams["stdout"]) == size
 
     asyncio.run(main())
 
