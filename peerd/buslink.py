@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import socket
 from typing import cast
 
 from dbus_next import Message
 from dbus_next.aio import MessageBus
 
-_SO_SNDBUFFORCE = 32
-"""socket(7): the size of the send buffer, whatever the limit for others is."""
+from peerd import network
+
 _ROOM = 4 * 1024 * 1024
 
 
 def widen(bus: MessageBus) -> None:
     """Make room for a burst of messages: dbus_next takes a full socket (EAGAIN) for the end of the connection."""
-    with contextlib.suppress(OSError):
-        bus._sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _ROOM)
+    network.make_room(bus._sock, _ROOM)
 
 
 def post(bus: MessageBus, message: Message) -> None:

@@ -50,7 +50,6 @@ _KEEPALIVE = (
 
 _SO_SNDBUFFORCE = 32
 """socket(7): the size of the send buffer, whatever the limit for others is."""
-_MESSAGE_ROOM = 1024 * 1024
 RESERVED_BELOW = 1024
 """Ports below this can be bound by root alone (ip(7), ip_unprivileged_port_start)."""
 _LOCAL_PORTS = range(600, RESERVED_BELOW)
@@ -92,10 +91,10 @@ def tune(connection: socket.socket) -> None:
         connection.setsockopt(level, option, value)
 
 
-def make_room(connection: socket.socket) -> None:
-    """Let a message of output be sent at once over a unix connection, whatever the system's limit for others is."""
+def make_room(connection: socket.socket, size: int) -> None:
+    """Let so many bytes be sent at once, whatever the system's limit for others is; not without the right to that."""
     with contextlib.suppress(OSError):
-        connection.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _MESSAGE_ROOM)
+        connection.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, size)
 
 
 def interface_address(interface: str) -> str | None:

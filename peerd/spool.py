@@ -40,7 +40,7 @@ class Extent:
         return self.size
 
     def __bytes__(self) -> bytes:
-        return os.pread(self.fd, self.size, self.offset)
+        return os.pread(self.fd, self.size, self.offset) if self.size else b""
 
 
 Data = bytes | bytearray | Extent
@@ -112,12 +112,8 @@ class Spool:
         """How many bytes :meth:`drain` has moved, in this process and in those before it."""
         return os.lseek(self.fd, 0, os.SEEK_CUR)
 
-    def read(self, offset: int, limit: int) -> bytes:
-        """At most ``limit`` bytes from an offset; fewer only where there are no more."""
-        return os.pread(self.fd, limit, offset) if offset < self.size else b""
-
     def extent(self, offset: int, limit: int) -> Extent:
-        """The same bytes, to be read later or moved by the kernel."""
+        """At most ``limit`` bytes from an offset, to be read or moved; fewer only where there are no more."""
         return Extent(self.fd, offset, max(0, min(limit, self.size - offset)))
 
     def release(self, offset: int) -> None:

@@ -40,7 +40,7 @@ class UnixFront(Front):
         return users.name(uid)
 
     async def _serve(self, link: Connection, who: str) -> None:
-        network.make_room(link.socket)
+        network.make_room(link.socket, 2 * messages.MAX_OUTPUT)
         await self._greet(link)
         while True:
             frame = await link.receive()

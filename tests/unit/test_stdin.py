@@ -53,13 +53,13 @@ def test_what_is_a_window_behind_the_grant_is_let_go() -> None:
         sender = Sender()
         sender.stdin.open(0, WINDOW, 0)
         sender.stdin.feed(b"x" * WINDOW)
-        sender.stdin.grant(WINDOW + 10, WINDOW + 10 - WINDOW)
+        sender.stdin.grant(WINDOW + 10, 10)
         sender.stdin.feed(b"y" * 10)
         assert await sender.stdin.read(0) == b"x" * MAX_OUTPUT
         assert await sender.stdin.read(WINDOW - MAX_OUTPUT + 10) == b"x" * (MAX_OUTPUT - 10)
         assert await sender.stdin.read(WINDOW) == b"y" * 10
         assert sender.windows[-1] == (None, WINDOW + 10)
-        sender.stdin.grant(WINDOW, WINDOW - WINDOW)
+        sender.stdin.grant(WINDOW, 0)
         assert sender.windows[-1] == (None, WINDOW + 10)
 
     asyncio.run(main())

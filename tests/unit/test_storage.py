@@ -59,7 +59,7 @@ class Disk:
         if spools is None:
             return None
         self.spools += spools.values()
-        return {stream: spool.read(0, 1 << 20) for stream, spool in spools.items()}
+        return {stream: bytes(spool.extent(0, 1 << 20)) for stream, spool in spools.items()}
 
     def files(self) -> set[str]:
         return {path.name for path in self.directory.iterdir()}
