@@ -1,13 +1,11 @@
 """The thin client behind ``d``: hands its arguments to the daemon, and prints what comes back.
 
 The interpreter's start is most of what a call costs, so this imports as little as it can before the request is on
-its way. The daemon parses the arguments; where there is none to ask, they are parsed here, so that help always works.
+its way: of ``os``, ``socket`` and ``signal`` the parts in C that those wrap. The daemon parses the arguments; where
+there is none to ask, they are parsed here, so that help always works.
 """
 
-from __future__ import annotations
-
-import errno
-import os
+import posix
 import sys
 from _socket import AF_UNIX, SOCK_STREAM, socket
 
@@ -18,10 +16,9 @@ if TYPE_CHECKING:
     import signal
     from typing import Any
 else:
-    # What the module signal would only wrap in enumerations.
     import _signal as signal
 
-SOCKET = "/run/peerd/peerd.sock"
+SOCKET = b"/run/peerd/peerd.sock"
 PROTOCOL = 3
 OLDEST_PROTOCOL = 1
 EXIT_CANCELLED = 130
@@ -51,10 +48,10 @@ def main() -> int:
     """Run ``d`` with the arguments of this process; returns its exit status."""
     arguments = sys.argv[1:]
     # A standard stream that is closed would lend its number to the connection.
-    while (spare := os.open(os.devnull, os.O_RDWR)) <= max(_STREAMS.values()):
+    while (spare := posix.open("/dev/null", posix.O_RDWR)) <= max(_STREAMS.values()):
         pass
-    os.close(spare)
-    path = os.environ.get("PEERD_SOCKET", SOCKET)
+    posix.close(spare)
+    path = posix.environ.get(b"PEERD_SOCKET", SOCKET)
     call = _Call(arguments)
     try:
         while True:
@@ -124,15 +121,15 @@ class _Call:
     def converse(self) -> int:
         """Ask, and do what the daemon says until it says the exit status."""
         connection = self.connection
-        terminal = os.isatty(1)
-        width = os.get_terminal_size(1).columns if terminal else 80
+        terminal = posix.isatty(1)
+        width = posix.get_terminal_size(1).columns if terminal else 80
         invoke = {
             "type": "invoke",
             "argv": self._arguments,
             "terminal": terminal,
             "width": max(20, min(width, 1000)),
             # https://no-color.org
-            "color": terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb",
+            "color": terminal and not posix.environ.get(b"NO_COLOR") and posix.environ.get(b"TERM") != b"dumb",
         }
         if self._exec_id:
             invoke["resume"] = {"execId": self._exec_id, "step": self._step, **self._offsets}
@@ -154,7 +151,7 @@ class _Call:
             if status is not None:
                 return status
 
-    def _take(self, frame: dict[str, Any], data: bytes) -> int | None:
+    def _take(self, frame: "dict[str, Any]", data: bytes) -> int | None:
         kind = frame["type"]
         if kind == "hello":
             self.connection.settimeout(None)
@@ -225,18 +222,18 @@ class _Call:
             self._confirmed = sum(self._offsets.values())
             self._send({"type": "ack", "execId": self._exec_id, **self._offsets})
 
-    def _print_event(self, event: str, fields: dict[str, Any]) -> None:
+    def _print_event(self, event: str, fields: "dict[str, Any]") -> None:
         from peerd.render import event_line
 
         _write(1, event_line(event, fields).encode())
 
     def _cancel(self, _number: int, _frame: object) -> None:
         if not self._cancellable:
-            os._exit(EXIT_CANCELLED)
+            posix._exit(EXIT_CANCELLED)
         self._cancellable, self._cancelled = False, True
         self.connection.sendall(b'{"type":"cancel"}\n')
 
-    def _send(self, header: dict[str, Any], data: bytes = b"") -> None:
+    def _send(self, header: "dict[str, Any]", data: bytes = b"") -> None:
         # A signal here would put its cancel into the middle of the frame.
         signal.pthread_sigmask(signal.SIG_BLOCK, _CANCELLING)
         line = quickjson.dumps(header).encode() + b"\n"
@@ -274,7 +271,7 @@ class _Call:
     def _read(self, most: int) -> bytes:
         if not self._end:
             _widen(0)
-        data = os.read(0, most)
+        data = posix.read(0, most)
         if self._held and len(self._held[-1]) + len(data) <= _LINE:
             self._held[-1] += data
         elif data:
@@ -319,7 +316,7 @@ def _write(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         try:
-            view = view[os.write(fd, view) :]
+            view = view[posix.write(fd, view) :]
         except BlockingIOError:
             import select
 
@@ -329,11 +326,13 @@ def _write(fd: int, data: bytes) -> None:
 
 
 def _complain(*lines: str) -> None:
-    os.write(2, ("\n  ".join(lines) + "\n").encode("utf-8", "backslashreplace"))
+    posix.write(2, ("\n  ".join(lines) + "\n").encode("utf-8", "backslashreplace"))
 
 
-def _without_daemon(arguments: list[str], path: str, error: OSError) -> int:
+def _without_daemon(arguments: list[str], path: bytes, error: OSError) -> int:
     """Help and wrong usage need no daemon; for everything else say why there is none."""
+    import errno
+
     from peerd import cli
 
     parsed = cli.parse(arguments)
@@ -348,7 +347,7 @@ def _without_daemon(arguments: list[str], path: str, error: OSError) -> int:
         )
     else:
         _complain(
-            f"Cannot reach peerd on this machine: {error.strerror} ({path})",
+            f"Cannot reach peerd on this machine: {error.strerror} ({path.decode('utf-8', 'replace')})",
             "Is it running? systemctl status peerd.socket peerd.service",
             "To start it: systemctl start peerd.socket",
         )

@@ -4,8 +4,6 @@ That would take as long as the interpreter itself, most of it for :mod:`re`. Whe
 another form, it is :mod:`json` all the same.
 """
 
-from __future__ import annotations
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -24,7 +22,7 @@ try:
     _scan = make_scanner(_Context())  # type: ignore[arg-type]
     _encode = make_encoder(None, repr, encode_basestring_ascii, None, ":", ",", False, False, False)
 
-    def loads(text: str) -> Any:
+    def loads(text: str) -> "Any":
         """The value that a text is, which starts with it."""
         return _scan(text, 0)[0]
 
