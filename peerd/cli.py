@@ -64,7 +64,18 @@ class _Value(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
-class _Group(click.Group):
+class _Command(click.Command):
+    """A command that makes its option --help once: click does for each call, and looks for a translation every time."""
+
+    _own_help: click.Option | None = None
+
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        if self._own_help is None:
+            self._own_help = super().get_help_option(ctx)
+        return self._own_help
+
+
+class _Group(_Command, click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [command.name for command in COMMANDS]
 
@@ -116,7 +127,7 @@ def _command(command: Command) -> click.Command:
         given = {name: value for name, value in params.items() if value is not None and value != ()}
         return Invocation(command.name, given, bool(json), bool(stream))
 
-    return click.Command(command.name, callback=invoke, params=params, help=command.summary, short_help=command.summary)
+    return _Command(command.name, callback=invoke, params=params, help=command.summary, short_help=command.summary)
 
 
 _ROOT = _Group(

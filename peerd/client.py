@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 else:
     import _signal as signal
 
-SOCKET = b"/run/peerd/peerd.sock"
+SOCKET = "/run/peerd/peerd.sock"
 PROTOCOL = 3
 OLDEST_PROTOCOL = 1
 EXIT_CANCELLED = 130
@@ -51,7 +51,7 @@ def main() -> int:
     while (spare := posix.open("/dev/null", posix.O_RDWR)) <= max(_STREAMS.values()):
         pass
     posix.close(spare)
-    path = posix.environ.get(b"PEERD_SOCKET", SOCKET)
+    path = posix.environ.get(b"PEERD_SOCKET", SOCKET.encode())
     call = _Call(arguments)
     try:
         while True:

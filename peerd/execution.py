@@ -113,7 +113,8 @@ class Execution:
 
         def asking() -> None:
             session.running(job.exec_id, step)
-            asked()
+            # Once the request is on its way, which is before anything else is done.
+            turns.do_after(0, asked)
 
         try:
             if here:

@@ -264,10 +264,10 @@ def test_error_sentences() -> None:
 
 def _environment(module: str) -> set[str]:
     return {
-        name
+        name.decode() if isinstance(name, bytes) else name
         for _, call in _calls("get", trees=[SOURCES[module]])
-        if isinstance(call.func, ast.Attribute) and ast.unparse(call.func.value) == "os.environ"
-        if (name := _constant(call.args[0]))
+        if isinstance(call.func, ast.Attribute) and ast.unparse(call.func.value) in ("os.environ", "posix.environ")
+        if isinstance(name := ast.literal_eval(call.args[0]), bytes | str)
     }
 
 
