@@ -16,18 +16,18 @@ from peerd.messages import Hello
 from peerd.protocol import Decoder, Frame
 from peerd.spool import Extent
 
-_CHUNK = messages.MAX_OUTPUT + 4096
-"""Bytes that are read at once: a message of output, with its header."""
 _MOST_HELD = protocol.MAX_PAYLOAD
 """Bytes that have arrived and that nobody has taken, beyond which no more are read; no less than one frame may have."""
 _APART = 16 * 1024
 """Bytes of a payload that is written by itself: to copy it behind its header would take longer than another call."""
+_AT_ONCE = messages.MAX_OUTPUT // 2
+"""Bytes of a payload for which the kernel may wait before it wakes this process, which costs more than to take them."""
 _TOGETHER = 0.01
 """Seconds that a frame which is in no hurry waits for another to go with it."""
 _NO_LINGER = struct.pack("ii", 1, 0)
 """socket(7): SO_LINGER, on, 0 seconds."""
-_INBOX = memoryview(bytearray(_CHUNK))
-"""Where bytes of whichever connection arrive. They have left it before the next ones come."""
+_INBOX = memoryview(bytearray(2 * _APART))
+"""Where bytes of whichever connection arrive that have no place yet. They have left it before the next ones come."""
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -43,6 +43,7 @@ class Connection(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport
         self._decoder = Decoder()
         self._space: memoryview | None = None
+        self._awaited = 1
         self._arrived = asyncio.Event()
         self._writable = asyncio.Event()
         self._writable.set()
@@ -79,7 +80,9 @@ class Connection(asyncio.BufferedProtocol):
             self._space = None
         if self._decoder.held > _MOST_HELD:
             self._transport.pause_reading()
-        if not self._decoder.waiting:
+        if self._decoder.lacking:
+            self._await_more()
+        else:
             self._arrived.set()
 
     def eof_received(self) -> bool:
@@ -221,7 +224,16 @@ class Connection(asyncio.BufferedProtocol):
             # Whatever is held by now is the beginning of one frame, which has its bounds.
             self._transport.resume_reading()
             self._arrived.clear()
+            self._await_more()
             await self._arrived.wait()
+
+    def _await_more(self) -> None:
+        """Have a payload not wake this process for every packet of it (SO_RCVLOWAT of socket(7))."""
+        awaited = min(self._decoder.lacking, _AT_ONCE) if self._decoder.lacking >= _APART else 1
+        if awaited != self._awaited:
+            self._awaited = awaited
+            with contextlib.suppress(OSError):
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, awaited)
 
     async def expect(self, type_: str) -> Frame:
         """The next frame, which must be of this type.

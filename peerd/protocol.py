@@ -25,7 +25,7 @@ MAX_HEADER = 1024 * 1024
 """Room for the longest command that execve(2) takes, with every byte of it escaped."""
 MAX_PAYLOAD = 1024 * 1024
 MAX_TYPE = 64
-_BEGUN = 4
+_BEGUN = 32
 """The share of a payload, as a divisor, that has to be there before memory is taken for all of it."""
 
 
@@ -156,9 +156,9 @@ class Decoder:
         return Frame(type_, fields, payload)
 
     @property
-    def waiting(self) -> bool:
-        """Whether it is known that the frame which has begun is not whole yet."""
-        return self._header is not None and self.held < self._header[2]
+    def lacking(self) -> int:
+        """How many bytes the frame which has begun lacks, as far as that is known; else 0."""
+        return max(0, self._header[2] - self.held) if self._header else 0
 
     @property
     def held(self) -> int:

@@ -6,10 +6,11 @@ import asyncio
 import errno
 import os
 import socket
+from itertools import pairwise
 
 import pytest
 
-from peerd import connection, messages
+from peerd import connection, messages, protocol
 from peerd.connection import Connection
 from peerd.errors import Code, PeerdError
 from peerd.protocol import MAX_HEADER, Frame
@@ -76,7 +77,34 @@ def test_the_end_between_two_frames_is_the_end() -> None:
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("part", [b"{", b'{"type":"x"}', b'{"type":"x","size":2}\n', b'{"type":"x","size":2}\na'])
+def test_a_large_payload_may_come_in_pieces_of_any_size() -> None:
+    async def main() -> None:
+        payload = os.urandom(messages.MAX_OUTPUT)
+        frames = protocol.encode("output", {}, payload) + protocol.encode("small")
+        cuts = [0, 3, 60, 2000, 70_000, 70_001, 300_000, len(frames) - 40, len(frames) - 20, len(frames)]
+        async with linked() as (near, far):
+            receiving = asyncio.create_task(far.receive())
+            for start, end in pairwise(cuts):
+                near.post_encoded(frames[start:end])
+                await near.drain()
+                await asyncio.sleep(0.002)
+            assert await receiving == Frame("output", {}, payload)
+            assert await far.receive() == Frame("small")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        b"{",
+        b'{"type":"x"}',
+        b'{"type":"x","size":2}\n',
+        b'{"type":"x","size":2}\na',
+        b'{"type":"x","size":400000}\n' + bytes(200_000),
+    ],
+    ids=["brace", "no end", "no payload", "half of a payload", "half of a large payload"],
+)
 def test_the_end_within_a_frame_is_an_error(part: bytes) -> None:
     async def main() -> None:
         async with linked() as (near, far):

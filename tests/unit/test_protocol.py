@@ -79,18 +79,18 @@ def test_a_frame_comes_out_of_single_bytes_and_not_before_the_last_of_them() -> 
 def test_memory_for_a_payload_is_taken_once_a_part_of_it_is_there() -> None:
     data = encode("output", {"stream": "stdout"}, bytes(MAX_PAYLOAD))
     decoder = Decoder()
-    decoder.feed(data[: MAX_PAYLOAD // 8])
+    decoder.feed(data[: MAX_PAYLOAD // 64])
     assert decoder.next() is None
     at_first = decoder.space
     assert at_first is None
-    decoder.feed(data[MAX_PAYLOAD // 8 : MAX_PAYLOAD // 2])
+    decoder.feed(data[MAX_PAYLOAD // 64 : MAX_PAYLOAD // 2])
     assert decoder.next() is None
     space = decoder.space
     assert space is not None
     assert len(space) == len(data) - MAX_PAYLOAD // 2
-    assert (decoder.waiting, decoder.partial) == (True, True)
+    assert (decoder.lacking, decoder.partial) == (len(space), True)
     decoder.feed(data[MAX_PAYLOAD // 2 :])
-    assert not decoder.waiting
+    assert decoder.lacking == 0
     assert decoder.next() == Frame("output", {"stream": "stdout"}, bytes(MAX_PAYLOAD))
     assert (decoder.space, decoder.held, decoder.partial) == (None, 0, False)
 
