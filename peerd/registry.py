@@ -17,7 +17,8 @@ from peerd.peers import Peer, State
 SCHEMA_VERSION = 3
 """Kept in the database as PRAGMA user_version (sqlite.org/pragma.html)."""
 
-_SEEN = "UPDATE peer_registry SET last_seen = ? WHERE peer_id = ?"
+_ROWS = "SELECT rowid, peer_id FROM peer_registry ORDER BY rowid"
+_SEEN = "UPDATE peer_registry SET last_seen = ? WHERE rowid = ?"
 
 
 @dataclass(frozen=True)
@@ -137,9 +138,12 @@ class Registry:
 
     def store_seen(self, peers: Iterable[Peer]) -> None:
         """Store when these peers were seen, of those that are stored."""
+        seen = {peer.peer_id: peer.last_seen for peer in peers}
         with self._store.writing(matters=False):
-            seen = [(peer.last_seen, peer.peer_id) for peer in peers]
-            self._database.connection().executemany(_SEEN, seen)
+            connection = self._database.connection()
+            # In the order of the file, so that each of its pages is written once, however few of them are kept.
+            rows = connection.execute(_ROWS).fetchall()
+            connection.executemany(_SEEN, [(seen[peer_id], rowid) for rowid, peer_id in rows if peer_id in seen])
 
     def forget(self, peer_ids: Iterable[str]) -> int:
         """Delete these peers; the number of rows that went."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sqlite3
 import stat
 from collections.abc import Iterator
@@ -38,6 +39,12 @@ def opened(path: str | Path) -> Iterator[Registry]:
 
 def by_id(registry: Registry) -> dict[str, Peer]:
     return {peer.peer_id: peer for peer in registry.peers()}
+
+
+def written() -> int:
+    """Bytes that this process has written so far (wchar of proc_pid_io(5))."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("wchar:"))
 
 
 def refusal(path: Path) -> str:
@@ -247,3 +254,20 @@ def test_a_directory_that_is_not_there_is_said_to_be_so(tmp_path: Path) -> None:
 
 def test_a_path_that_is_a_directory_is_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path)
+
+
+def test_what_a_large_fleet_was_seen_at_is_written_once_for_each_page(path: Path) -> None:
+    fleet = [
+        replace(LAPTOP, peer_id=f"w{number}", ip_address=f"10.1.{number // 250}.{number % 250}")
+        for number in range(4000)
+    ]
+    with opened(path) as registry:
+        registry.store(fleet)
+    size = path.stat().st_size
+    seen = [replace(peer, last_seen=peer.last_seen + number) for number, peer in enumerate(fleet)]
+    random.Random(1).shuffle(seen)
+    with opened(path) as registry:
+        before = written()
+        registry.store_seen(seen)
+        assert written() - before < size
+        assert by_id(registry) == {peer.peer_id: peer for peer in seen}
