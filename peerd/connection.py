@@ -20,8 +20,9 @@ _MOST_HELD = protocol.MAX_PAYLOAD
 """Bytes that have arrived and that nobody has taken, beyond which no more are read; no less than one frame may have."""
 _APART = 16 * 1024
 """Bytes of a payload that is written by itself: to copy it behind its header would take longer than another call."""
-_AT_ONCE = messages.MAX_OUTPUT // 2
-"""Bytes of a payload for which the kernel may wait before it wakes this process, which costs more than to take them."""
+_AT_ONCE = 64 * 1024
+"""Bytes of a payload for which the kernel may wait before it wakes this process, which costs more than to take them.
+While it waits it acknowledges every other packet, which costs as well."""
 _TOGETHER = 0.01
 """Seconds that a frame which is in no hurry waits for another to go with it."""
 _NO_LINGER = struct.pack("ii", 1, 0)

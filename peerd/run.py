@@ -90,6 +90,7 @@ class Run:
         self._scopes = scope_manager
         self._timeout = start.request.timeout or 0.0
         self._name = name
+        self._job = Job.of(self.request, name, str(self.caller), start.started_usec)
         self._cancelled = cancelled
         self._abandoned = False
         self._report: dict[str, int | float | str] | None = None
@@ -102,8 +103,7 @@ class Run:
     @property
     def job(self) -> Job:
         """What is known of it now."""
-        job = Job.of(self.request, self._name, str(self.caller), self._start.started_usec)
-        return replace(job, result=self.result)
+        return replace(self._job, result=self.result) if self.result else self._job
 
     def release(self) -> None:
         """Let it run; one that does so already takes no notice."""
