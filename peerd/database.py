@@ -112,7 +112,7 @@ class Database:
         try:
             with self.peewee.atomic():
                 yield
-        except peewee.DatabaseError as error:
+        except (sqlite3.Error, peewee.DatabaseError) as error:
             raise self._fail(error) from None
         if outermost and self._trouble and not self._served_from_memory:
             log(Event.STATE_WRITABLE, f"{self._path} can be written again")

@@ -245,6 +245,7 @@ def test_what_cannot_be_stored_is_refused_and_changes_nothing(path: Path, record
             for _ in range(3):
                 assert refusal(lambda: registry.store([DESKTOP])).startswith("The state of vps cannot be stored: ")
             assert refusal(lambda: registry.set_identity(WORKER))
+            assert refusal(lambda: registry.store_seen([replace(LAPTOP, last_seen=9.0)]))
             registry.back_up()
         assert (registry.identity(), registry.peers()) == (LEADER, [LAPTOP])
         assert len(records.of(Event.STATE_UNWRITABLE)) == 1
@@ -292,6 +293,7 @@ def test_where_nothing_can_be_written_it_starts_with_what_there_is(
             clock.now += 60.0
             said = refusal(lambda: registry.store([DESKTOP]))
             assert said == f"The state of vps cannot be stored: {os.strerror(number)}"
+            assert refusal(lambda: registry.store_seen([replace(LAPTOP, last_seen=9.0)])) == said
         assert registry.peers() == [LAPTOP]
         assert len(records.of(Event.STATE_UNWRITABLE)) == 1
         assert path.read_bytes() == before
