@@ -119,6 +119,7 @@ class Execution:
         try:
             if here:
                 asking()
+                asked()
                 result = await self._run_here(request, session, resume)
             else:
                 remote = await self.remote(peer_id, request.exec_id, session, resume is not None)

@@ -171,6 +171,19 @@ def test_a_command_on_this_machine_asks_nobody() -> None:
     asyncio.run(main())
 
 
+def test_what_is_asked_of_this_machine_is_recorded_before_it_is_begun_or_refused(records: Journal) -> None:
+    async def refuse(request: ExecRequest, caller: Caller, sink: Sink, cancel: asyncio.Event) -> ExecResult:
+        assert len(records.of(Event.COMMAND_ASKED)) == 1
+        raise PeerdError(Code.BUSY, reason="why")
+
+    async def main() -> None:
+        async with machine(LEADER, refuse) as here:
+            assert code(await here.call("execOnPeer", **{**EXEC, "peer": "vps"})) is Code.BUSY
+            assert len(records.of(Event.COMMAND_ASKED)) == 1
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("code_", [Code.NO_SUCH_DIRECTORY, Code.TIMEOUT, Code.BUSY, Code.START_FAILED])
 def test_an_error_names_the_peer_as_it_is_known_here(code_: Code) -> None:
     async def main() -> None:
