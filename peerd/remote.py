@@ -20,6 +20,7 @@ from peerd.links import Pool
 from peerd.messages import STREAMS, ExecRequest, ExecResult, Offsets, take, take_optional
 from peerd.peers import Peer
 from peerd.protocol import Frame
+from peerd.relay import Relay
 from peerd.session import Session
 
 _CANCEL_LIMIT = 60.0
@@ -42,6 +43,7 @@ class Remote:
         self._session = session
         self._patience = patience
         self._offsets = dict.fromkeys(STREAMS, 0)
+        self._relay = Relay(session)
         self._heard = 0
         self._boot = ""
         self._asking: Callable[[], None] = lambda: None
@@ -53,7 +55,7 @@ class Remote:
         :raises PeerdError: CONNECT_FAILED, LOST, or why the peer refuses
         """
         self._asking = asking
-        return await self._persist(request, False)
+        return await self._hear(request, False)
 
     async def attach(self, offsets: Offsets, begun: bool) -> ExecResult:
         """Hear of a command that the peer runs or ran, from these offsets of its output on.
@@ -62,7 +64,17 @@ class Remote:
         :raises PeerdError: CONNECT_FAILED, LOST, NO_SUCH_JOB, OUTPUT_GONE
         """
         self._offsets = dict(offsets)
-        return await self._persist(None, begun)
+        return await self._hear(None, begun)
+
+    async def _hear(self, request: ExecRequest | None, begun: bool) -> ExecResult:
+        try:
+            return await self._persist(request, begun)
+        except PeerdError:
+            # What came before the error is told before it.
+            await self._relay.finish()
+            raise
+        finally:
+            await self._relay.close()
 
     async def _persist(self, request: ExecRequest | None, begun: bool) -> ExecResult:
         asking, asked, patient, again = request is not None, 0, begun, False
@@ -155,11 +167,7 @@ class Remote:
                 if frame.type == "output":
                     stream = take(frame.fields, "stream", _stream)
                     self._offsets[stream] += len(frame.payload)
-                    if not session.cancel.is_set():
-                        try:
-                            await session.sink.output(stream, frame.payload)
-                        except ConnectionError:
-                            session.cancel.set()
+                    await self._relay.put(stream, frame.payload)
                 elif frame.type in ("stdinWindow", "stdinCredit"):
                     start, until = self._window(frame, until)
                     taken = until - link.window
@@ -173,6 +181,7 @@ class Remote:
                     if detach:
                         return ExecResult(Outcome.EXITED, 0)
                 elif frame.type == "result":
+                    await self._relay.finish()
                     if link.resumable:
                         link.post_with_next("done")
                     return self._result(frame)

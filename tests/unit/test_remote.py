@@ -13,9 +13,10 @@ from peerd.errors import Code, Outcome, PeerdError
 from peerd.links import Pool
 from peerd.messages import WINDOW, ExecRequest, ExecResult
 from peerd.peers import Peer
-from peerd.protocol import Frame
+from peerd.protocol import Frame, encode
 from peerd.remote import Remote
 from peerd.session import Caller, ConfirmingSink, Delivery, Session
+from peerd.spool import Data
 from peerd.stdin import Stdin
 from unit.support import EXEC_ID, FakePeers, Heard, Wire
 
@@ -25,6 +26,7 @@ NO_SUCH_JOB = PeerdError(Code.NO_SUCH_JOB, exec_id=EXEC_ID).to_wire()
 DUPLICATE = ExecResult.failure(PeerdError(Code.DUPLICATE, exec_id=EXEC_ID, peer="laptop")).to_wire()
 DONE: dict[str, object] = {"outcome": "exited", "exitStatus": 3}
 LONG = 1000.0
+SMALL = 200_000
 
 
 @pytest.fixture(autouse=True)
@@ -36,9 +38,9 @@ def _no_delay(monkeypatch: pytest.MonkeyPatch) -> None:
 class Calling:
     """A caller here, and the peers that it calls."""
 
-    def __init__(self, peers: FakePeers, patience: float) -> None:
+    def __init__(self, peers: FakePeers, patience: float, heard: Heard) -> None:
         self.peers = peers
-        self.heard = Heard()
+        self.heard = heard
         self.cancel, self.gone = asyncio.Event(), asyncio.Event()
         self.said: list[str] = []
         self.asked: asyncio.Queue[tuple[int | None, int]] = asyncio.Queue()
@@ -76,10 +78,10 @@ class Calling:
 
 
 @asynccontextmanager
-async def calling(patience: float = LONG) -> AsyncIterator[Calling]:
+async def calling(patience: float = LONG, heard: Heard | None = None) -> AsyncIterator[Calling]:
     async with FakePeers().serving() as peers:
         peers.boot = "boot 1"
-        caller = Calling(peers, patience)
+        caller = Calling(peers, patience, heard or Heard())
         try:
             yield caller
         finally:
@@ -121,6 +123,49 @@ def test_a_connection_that_breaks_again_and_again_loses_and_repeats_nothing() ->
             assert caller.heard.streams == {"stdout": b"one two", "stderr": b"err"}
             assert (await wire.expect("done")).fields == {}
             assert caller.said == []
+
+    asyncio.run(main())
+
+
+class Slow(Heard):
+    """A caller that takes nothing until it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.welcome = asyncio.Event()
+
+    async def output(self, stream: str, data: Data) -> None:
+        """As :class:`Sink` has it."""
+        await self.welcome.wait()
+        await super().output(stream, data)
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_caller_that_pauses_keeps_nobody_waiting_and_misses_nothing(lost: bool) -> None:
+    async def main() -> None:
+        async with calling(heard=(slow := Slow())) as caller:
+            running = caller.execute()
+            expected = "one " + "." * SMALL
+            wire = await caller.target("execRequest")
+            wire.link.post("output", {"stream": "stdout"}, b"one ")
+            # More than what its connection holds, in pieces that are mostly header.
+            wire.link.post_encoded(encode("output", {"stream": "stdout"}, b".") * SMALL)
+            await wire.link.drain()
+            if lost:
+                wire.reset()
+                wire = await caller.target("attachJob")
+                expected = "one ".ljust(int(str(caller.last.fields["stdout"])), ".")
+                wire.link.post("error", PeerdError(Code.OUTPUT_GONE, exec_id=EXEC_ID).to_wire())
+            else:
+                wire.link.post("result", DONE)
+            done, _ = await asyncio.wait((running,), timeout=0.05)
+            assert not done
+            slow.welcome.set()
+            if lost:
+                assert await refused(running) is Code.OUTPUT_GONE
+            else:
+                assert (await running).exit_status == 3
+            assert slow.streams["stdout"].decode() == expected
 
     asyncio.run(main())
 
