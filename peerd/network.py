@@ -13,7 +13,7 @@ import pwd
 import random
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _SIOCGIFADDR = 0x8915
@@ -38,12 +38,14 @@ _RTMGRP = 0x1 | 0x10 | 0x40
 _WG_TIMEOUT = 5.0
 _ADDRESS_BITS = 32
 _LENGTHS = range(_ADDRESS_BITS + 1)
+_GONE_AFTER = 15_000
+"""Milliseconds after which a machine that takes nothing is taken for gone."""
 _KEEPALIVE = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 5),
     (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 3),
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
-    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 15_000),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _GONE_AFTER),
     (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
 )
 
@@ -89,6 +91,21 @@ def tune(connection: socket.socket) -> None:
     """Make a TCP connection notice within some 15 s that the other machine is gone, and send small frames at once."""
     for level, option, value in _KEEPALIVE:
         connection.setsockopt(level, option, value)
+
+
+@contextlib.contextmanager
+def patience(connection: socket.socket) -> Iterator[None]:
+    """Let the other end take nothing for as long as it likes, if only its kernel answers.
+
+    A machine that is gone is then noticed in time only where nothing is on its way to it; else after tcp_retries2 of
+    tcp(7), some 15 minutes.
+    """
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 0)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _GONE_AFTER)
 
 
 def make_room(connection: socket.socket, size: int) -> None:

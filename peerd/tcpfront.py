@@ -166,17 +166,19 @@ class TcpFront(Front):
 
     async def _send_log(self, link: Connection, peer: Peer, query: Query) -> None:
         rules = self._config().policy
-        async with (
-            Conversation(link) as talk,
-            contextlib.aclosing(self._reader.read(query, (talk.cancel, talk.gone))) as batches,
-        ):
-            async for batch in batches:
-                told = [
-                    record
-                    for record in batch
-                    if policy.decide_job(rules, peer.peer_id, str(record.get("caller", peer.peer_id))).allowed
-                ]
-                await link.send("records", {"records": told})
+        # Who follows may pause for long, and nothing needs to know at once that it is gone.
+        with network.patience(link.socket):
+            async with (
+                Conversation(link) as talk,
+                contextlib.aclosing(self._reader.read(query, (talk.cancel, talk.gone))) as batches,
+            ):
+                async for batch in batches:
+                    told = [
+                        record
+                        for record in batch
+                        if policy.decide_job(rules, peer.peer_id, str(record.get("caller", peer.peer_id))).allowed
+                    ]
+                    await link.send("records", {"records": told})
         await link.send("reply")
 
     def _find(self, fields: Mapping[str, object]) -> Peer:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import json
+import shlex
+import signal
 import subprocess
+from typing import IO, cast
 
 import pytest
 from lab import Lab, Machine
@@ -53,26 +58,40 @@ def test_64_commands_that_speak_at_once_each_speak_to_their_own_caller(desktop: 
         assert (files / f"{index}.status").read_text() == f"{index}\n"
 
 
-MUCH = keystream(96 << 20)
 # A window of these has more bytes of headers than of output.
 MANY = "n=0; while [ $n -lt 800000 ]; do n=$((n + 1)); echo $n; done"
+# More records than there is room for on the way to a reader that pauses.
+RECORDS = """
+from systemd import journal
+for number in range(200):
+    journal.send("0" * 60_000, SYSLOG_IDENTIFIER="peerd", PEERD_EVENT="test", PEERD_TEST=number)
+"""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [MUCH, MANY], ids=["much", "many"])
-def test_a_reader_may_pause_for_longer_than_a_machine_may_be_silent(
-    desktop: Machine, vps: Machine, command: str
-) -> None:
-    call = f"{subprocess.list2cmdline(execute('vps', f'echo $$ >/run/paused; {command}'))}; exit $?"
-    with desktop.popen(call, stdout=subprocess.PIPE) as paused:
-        assert paused.stdout
-        rest = hashlib.sha256(paused.stdout.read(1))
-        # It waits for its reader: it is still there after almost twice the time that a silent machine is given.
-        vps.wait_until("ps -o etimes= -p $(cat /run/paused) | awk '$1 >= 27 {found = 1} END {exit !found}'", 60)
-        while data := paused.stdout.read(1 << 20):
-            rest.update(data)
-        assert paused.wait(60) == 0
-    assert rest.hexdigest() == vps.out(f"{{ {command}; }} | sha256sum", timeout=100).split()[0]
+def test_a_reader_may_pause_for_longer_than_a_machine_may_be_silent(desktop: Machine, vps: Machine) -> None:
+    commands = [keystream(96 << 20), MANY]
+    marked = [execute("vps", f"echo $$ >/run/paused-{at}; {command}") for at, command in enumerate(commands)]
+    calls = [*map(shlex.join, marked), "d log --peer vps --follow --lines 1"]
+    with contextlib.ExitStack() as stack:
+        paused = [stack.enter_context(desktop.popen(f"exec {call}", stdout=subprocess.PIPE)) for call in calls]
+        *outputs, log = [cast("IO[bytes]", process.stdout) for process in paused]
+        begun = [output.read(1) for output in outputs]
+        log.readline()
+        vps.run(["python3", "-c", RECORDS])
+        # They wait for their readers: they are there after almost twice the time that a silent machine is given.
+        for at in range(len(commands)):
+            vps.wait_until(f"[ $(ps -o etimes= -p $(cat /run/paused-{at})) -ge 27 ]", 60)
+        for command, output, first in zip(commands, outputs, begun, strict=True):
+            expected = vps.out(f"{{ {command}; }} | sha256sum", timeout=100).split()[0]
+            heard = hashlib.sha256(first)
+            while data := output.read(1 << 20):
+                heard.update(data)
+            assert heard.hexdigest() == expected
+        numbers = (record["test"] for record in map(json.loads, log) if "test" in record)
+        assert list(itertools.islice(numbers, 200)) == [str(number) for number in range(200)]
+        paused[-1].send_signal(signal.SIGINT)
+        assert [process.wait(60) for process in paused] == [0, 0, 130]
 
 
 @pytest.mark.parametrize("stop", [True, False], ids=["d stopped", "pipe full"])
