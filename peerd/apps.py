@@ -11,10 +11,9 @@ from peerd.app import ALL, DEFAULT_PATTERN, AppCommand, AppRequest, answer_from_
 from peerd.apphost import AppHost
 from peerd.config import Config
 from peerd.errors import Code, PeerdError
-from peerd.jobs import unless_cancelled
 from peerd.journal import Event, log
 from peerd.node import Node
-from peerd.session import Session
+from peerd.session import Session, unless_cancelled
 
 
 class Apps:

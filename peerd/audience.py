@@ -6,7 +6,7 @@ import asyncio
 
 from peerd.messages import WINDOW, ExecResult, Offsets
 from peerd.run import Run
-from peerd.session import Session
+from peerd.session import PacedSink, Session
 from peerd.streams import Input
 
 
@@ -55,7 +55,8 @@ class Audience:
         await self._run.started.wait()
         if self._run.began:
             await self._session.sink.started()
-        await self._run.output.follow(offsets, self._session.sink.output)
+        paced = PacedSink(self._session.sink, self._session.delivery, offsets)
+        await self._run.output.follow(offsets, paced.output)
 
     async def _feed(self, reader: Input) -> None:
         """Pass on what the caller sends to the command's standard input, at the pace at which it reads."""

@@ -20,7 +20,7 @@ from peerd.journal import Event, log, report
 from peerd.messages import Action, ExecRequest, ExecResult, Offsets
 from peerd.run import Run, describe
 from peerd.scopes import ScopeManager
-from peerd.session import Caller, Session
+from peerd.session import Caller, PacedSink, Session, unless_cancelled
 from peerd.spawning import Spawner
 from peerd.storage import Quota, Storage
 from peerd.streams import Output, Room, Window
@@ -365,7 +365,7 @@ class Executor:
         """
         one = self._runs.get(exec_id)
         if one is None:
-            return await self._replay(exec_id, session, offsets)
+            return await unless_cancelled(session, self._replay(exec_id, session, offsets))
         self._attending[exec_id] += 1
         self._watch_over(one)
         try:
@@ -389,7 +389,7 @@ class Executor:
             output = Output(exec_id, {}, spools, Window())
             output.end()
             try:
-                await output.follow(offsets, session.sink.output)
+                await output.follow(offsets, PacedSink(session.sink, session.delivery, offsets).output)
             finally:
                 for spool in spools.values():
                     spool.close()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from peerd import history, remote, validate
 from peerd.answer import Answer
@@ -22,7 +22,7 @@ from peerd.messages import STREAMS, ExecResult, Offsets, take
 from peerd.node import Node
 from peerd.peers import Peer
 from peerd.render import record
-from peerd.session import Session
+from peerd.session import Session, unless_cancelled
 
 T = TypeVar("T")
 MAX_JOBS = 2000
@@ -89,7 +89,8 @@ class Jobs:
         session.running(job, 1)
         result = await self.hear(where, job, session, offsets, session.resume is not None)
         if result is None:
-            session.say(f"Left {job} running on {where}; to hear of it again: d attachJob --job {job}")
+            running = "" if known.result else f" running on {where}"
+            session.say(f"Left {job}{running}; to hear of it again: d attachJob --job {job}")
             return Answer(record=record(known), status=EXIT_CANCELLED)
         if result.dropped:
             session.say(f"{result.dropped} bytes of output were not kept: there was no room (job-output-limit)")
@@ -264,16 +265,3 @@ async def _each(peers: Iterable[Peer], ask: Callable[[Peer], Awaitable[T]]) -> l
                 return error
 
     return await asyncio.gather(*(one(peer) for peer in peers))
-
-
-async def unless_cancelled(session: Session, work: Coroutine[Any, Any, T]) -> T | None:
-    """The result of this work; None where the caller took it back before."""
-    working = asyncio.create_task(work)
-    waits = [asyncio.create_task(event.wait()) for event in (session.cancel, session.gone)]
-    try:
-        await asyncio.wait((working, *waits), return_when=asyncio.FIRST_COMPLETED)
-        return working.result() if working.done() else None
-    finally:
-        for task in (working, *waits):
-            task.cancel()
-        await asyncio.wait((working, *waits))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
-from peerd.messages import STREAMS, Offsets
+from peerd.messages import STREAMS, WINDOW, Offsets
 from peerd.spool import Data
 from peerd.stdin import Stdin
+
+T = TypeVar("T")
 
 
 class Sink(Protocol):
@@ -42,12 +44,20 @@ class Delivery:
     def __init__(self) -> None:
         self.offsets: Offsets = dict.fromkeys(STREAMS, 0)
         self._listener: Callable[[Offsets], None] | None = None
+        self._confirmed = asyncio.Event()
 
     def confirm(self, offsets: Offsets) -> None:
         """All before these offsets has."""
         self.offsets = offsets
+        self._confirmed.set()
         if self._listener:
             self._listener(offsets)
+
+    async def reaches(self, stream: str, offset: int) -> None:
+        """Wait until all of a stream before an offset has."""
+        while self.offsets[stream] < offset:
+            self._confirmed.clear()
+            await self._confirmed.wait()
 
     def listen(self, listener: Callable[[Offsets], None] | None) -> None:
         """Tell somebody of every confirmation, the last one at once."""
@@ -72,6 +82,30 @@ class ConfirmingSink:
         await self._sink.output(stream, data)
         offsets = self._delivery.offsets
         self._delivery.confirm({**offsets, stream: offsets[stream] + len(data)})
+
+
+class PacedSink:
+    """A sink that is sent no more than a window ahead of what its caller has confirmed.
+
+    :param offsets: from where on it is sent a command's output
+    """
+
+    def __init__(self, sink: Sink, delivery: Delivery, offsets: Offsets) -> None:
+        self._sink = sink
+        self._delivery = delivery
+        self._start = offsets
+        self._sent = dict(offsets)
+
+    async def started(self) -> None:
+        """As :class:`Sink` has it."""
+        await self._sink.started()
+
+    async def output(self, stream: str, data: Data) -> None:
+        """As :class:`Sink` has it."""
+        self._sent[stream] += len(data)
+        if self._sent[stream] - WINDOW > self._start[stream]:
+            await self._delivery.reaches(stream, self._sent[stream] - WINDOW)
+        await self._sink.output(stream, data)
 
 
 @dataclass(frozen=True)
@@ -109,3 +143,16 @@ class Session:
     delivery: Delivery
     running: Callable[[str, int], None] = lambda exec_id, step: None
     resume: Resume | None = None
+
+
+async def unless_cancelled(session: Session, work: Coroutine[Any, Any, T]) -> T | None:
+    """The result of this work; None where the caller took it back before."""
+    working = asyncio.create_task(work)
+    waits = [asyncio.create_task(event.wait()) for event in (session.cancel, session.gone)]
+    try:
+        await asyncio.wait((working, *waits), return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        for task in (working, *waits):
+            task.cancel()
+        await asyncio.wait((working, *waits))

@@ -24,6 +24,7 @@ from peerd.peers import Peer
 from peerd.registry import Identity, Registry
 from peerd.service import Service
 from peerd.session import Caller, ConfirmingSink, Delivery, Resume, Session
+from peerd.spool import Data
 from peerd.stdin import Stdin
 from peerd.storage import Storage
 from peerd.units import Units
@@ -384,6 +385,30 @@ def test_ctrl_c_leaves_a_job_running(tmp_path: Path) -> None:
             assert here.executor.running == 1
             here.cancel.clear()
             await here.call("cancelJob", job=EXEC_ID)
+
+    asyncio.run(main())
+
+
+class Paused(Heard):
+    """A sink that has heard enough for now."""
+
+    async def output(self, stream: str, data: Data) -> None:
+        """As :class:`Sink` has it."""
+        await super().output(stream, data)
+        await asyncio.Event().wait()
+
+
+def test_ctrl_c_leaves_a_job_that_has_ended(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with machine(tmp_path) as here:
+            await here.runs("echo all", detach=True)
+            await here.executor.wait(EXEC_ID)
+            here.heard = Paused()
+            attaching = here.call("attachJob", job=EXEC_ID)
+            await here.heard.spoke.wait()
+            here.cancel.set()
+            assert (await attaching).status == CANCELLED_STATUS
+            assert here.said == [f"Left {EXEC_ID}; to hear of it again: d attachJob --job {EXEC_ID}"]
 
     asyncio.run(main())
 
