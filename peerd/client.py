@@ -28,6 +28,8 @@ _ATTEMPTS = 5
 """Connections that are tried one after another; each of them waits until the daemon runs."""
 _CHUNK = 512 * 1024
 _LINE = 4096
+# inode(7), as of the module stat, which is not loaded otherwise.
+_S_IFMT, _S_IFIFO, _S_IFCHR = 0o170000, 0o010000, 0o020000
 _WINDOWS = {2: 1024 * 1024, 3: 4 * 1024 * 1024}
 """Bytes of standard input that may be under way, and that are held to be sent again, by the version of the protocol."""
 _GREETING_LIMIT = 20.0
@@ -102,6 +104,8 @@ class _Call:
         self._step = 1
         self._offsets = dict.fromkeys(_STREAMS, 0)
         self._confirmed = 0
+        # Where the output is written, once there is any.
+        self._streams: dict[str, int] = {}
         self._events = self._started = False
         self._collected: dict[str, bytearray] | None = None
         # Standard input as it was read: the offsets where what is held begins and ends, of what is to be sent next and
@@ -109,6 +113,7 @@ class _Call:
         self._held: list[bytes] = []
         self._base = self._end = self._next = self._until = self._window = 0
         self._input_ended = self._end_sent = False
+        self._all_said = False
 
     def may_go_on(self) -> bool:
         """Whether it is safe and of use to try again on a new connection."""
@@ -200,10 +205,56 @@ class _Call:
                 data = self._exactly(min(size, len(self._buffer)))
             else:
                 data = self._receive(min(size, _CHUNK))
-            _write(_STREAMS[stream], data)
             size -= len(data)
-            self._offsets[stream] += len(data)
+            self._write_output(stream, data, size)
         self._confirm()
+
+    def _write_output(self, stream: str, data: bytes, unread: int) -> None:
+        """Write output of the command.
+
+        Who sat in write(2) while its reader pauses would not notice that peerd is restarted, and come back too late.
+
+        :param unread: bytes of the same message that are still to come
+        :raises _Gone: when the daemon goes meanwhile, before it has said all
+        """
+        if stream not in self._streams:
+            self._streams[stream] = _unblocking(_STREAMS[stream])
+        fd, view = self._streams[stream], memoryview(data)
+        while view:
+            try:
+                written = posix.write(fd, view)
+            except BlockingIOError:
+                import select
+
+                poll = select.poll()
+                poll.register(fd, select.POLLOUT)
+                if not self._all_said:
+                    poll.register(self.connection, 0)
+                if all(ready != fd for ready, _ in poll.poll()):
+                    self._hear_out(unread)
+            except OSError as error:
+                raise _Unwritable from error
+            else:
+                self._offsets[stream] += written
+                view = view[written:]
+
+    def _hear_out(self, unread: int) -> None:
+        """Take the last words of a daemon that went.
+
+        :raises _Gone: when it has not said all
+        """
+        try:
+            while data := self.connection.recv(_CHUNK):
+                self._buffer += data
+        except ConnectionError:
+            pass  # It did not hear our last words; its own have come.
+        while (end := self._buffer.find(b"\n", unread)) >= 0:
+            frame = quickjson.loads(self._buffer[unread:end].decode())
+            if frame["type"] == "exit":
+                self._all_said = True
+                return
+            unread = end + 1 + frame.get("size", 0)
+        raise _Gone
 
     def _keep(self, stream: str, data: bytes) -> None:
         """Keep output for the record, or tell of it as an event."""
@@ -218,7 +269,7 @@ class _Call:
 
     def _confirm(self) -> None:
         """Say from time to time what has been written or kept."""
-        if sum(self._offsets.values()) - self._confirmed >= _CHUNK:
+        if sum(self._offsets.values()) - self._confirmed >= _CHUNK and not self._all_said:
             self._confirmed = sum(self._offsets.values())
             self._send({"type": "ack", "execId": self._exec_id, **self._offsets})
 
@@ -310,6 +361,19 @@ def _widen(pipe: int) -> None:
         fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 2 * _CHUNK)
     except OSError:
         pass
+
+
+def _unblocking(fd: int) -> int:
+    """A pipe or terminal, opened once more for this process alone (proc_pid_fd(5)), so that writing to it never waits.
+
+    Where that cannot be done, and for a file, which has its offset, it is the descriptor itself.
+    """
+    try:
+        if posix.fstat(fd).st_mode & _S_IFMT in (_S_IFIFO, _S_IFCHR):
+            return posix.open(f"/proc/self/fd/{fd}", posix.O_WRONLY | posix.O_NONBLOCK | posix.O_NOCTTY)
+    except OSError:
+        pass
+    return fd
 
 
 def _write(fd: int, data: bytes) -> None:

@@ -116,6 +116,22 @@ def test_a_restart_in_the_middle_of_a_flood_loses_nothing(lab: Lab) -> None:
     wait_for_peers(lab["vps"])
 
 
+@pytest.mark.slow
+def test_a_reader_that_pauses_while_its_peerd_is_restarted_misses_nothing(lab: Lab) -> None:
+    desktop, vps = lab["desktop"], lab["vps"]
+    command = d("--timeout", "600", "--shellCmd", "seq 1 4000000", peer="vps", directory="/")
+    with desktop.popen(command, stdout=subprocess.PIPE) as paused:
+        assert paused.stdout
+        heard = hashlib.sha256(paused.stdout.read(1))
+        restart(desktop, "restart")
+        # It is there still after well more than the 10 s for which a command waits for a caller that was cut off.
+        vps.wait_until("ps -o etimes= -C seq | awk '$1 >= 20 {found = 1} END {exit !found}'", 60)
+        while data := paused.stdout.read(1 << 20):
+            heard.update(data)
+        assert paused.wait(60) == 0
+    assert heard.hexdigest() == vps.out("seq 1 4000000 | sha256sum").split()[0]
+
+
 @pytest.mark.parametrize("way", ["restart", "kill"])
 @pytest.mark.parametrize("side", ["vps", "desktop"], ids=["target", "caller"])
 def test_standard_input_arrives_across_a_restart(lab: Lab, side: str, way: str) -> None:

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from peerd import protocol
+from peerd import network, protocol
 from peerd.client import _ATTEMPTS
 from peerd.connection import Connection
-from peerd.messages import NARROW_WINDOW, WINDOW
+from peerd.messages import MAX_OUTPUT, NARROW_WINDOW, WINDOW
 from peerd.protocol import Frame
 from unit.support import EXEC_ID, Wire, pipe, readable, unix_server
 
@@ -451,6 +451,36 @@ def test_a_reader_that_goes_ends_it_as_sigpipe_would(tmp_path: Path) -> None:
 
     asyncio.run(main())
     os.close(write)
+
+
+@pytest.mark.parametrize("all_said", [False, True])
+def test_whose_reader_pauses_comes_back_to_a_daemon_that_was_restarted(tmp_path: Path, all_said: bool) -> None:
+    # More than a pipe holds.
+    output = os.urandom(MAX_OUTPUT)
+
+    async def main() -> None:
+        with pipe() as (read, write):
+            async with called(tmp_path, "execOnPeer", stdout=write) as client:
+                os.close(write)
+                network.make_room(client.wire.link.socket, 2 * MAX_OUTPUT)
+                begin(client)
+                for start in range(0, len(output), 1000):
+                    client.wire.link.post("output", {"stream": "stdout"}, output[start : start + 1000])
+                if all_said:
+                    client.wire.link.post("exit", {"status": 3})
+                    client.wire.link.close()
+                    await client.wire.link.finish()
+                else:
+                    resume = (await client.again()).fields["resume"]
+                    assert isinstance(resume, dict)
+                    begin(client)
+                    client.wire.link.post("output", {"stream": "stdout"}, output[resume["stdout"] :])
+                    client.wire.link.post("exit", {"status": 3})
+                with os.fdopen(os.dup(read), "rb") as reader:
+                    assert await asyncio.to_thread(reader.read) == output
+                assert (await client.ended())[0] == 3
+
+    asyncio.run(main())
 
 
 def test_a_disk_that_is_full_is_said_to_be(tmp_path: Path) -> None:
