@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 import click
 
 from peerd.commands import BY_NAME, COMMANDS, PEER_METAVAR, Command, Option
-from peerd.errors import EXIT_USAGE
+from peerd.errors import EXIT_FAILURE, EXIT_USAGE
 
 PROG = "d"
 COMPLETE = "--complete"
@@ -167,6 +168,31 @@ def parse(argv: Sequence[str], width: int = 80, peers: Callable[[], Iterable[str
     if isinstance(outcome, Invocation):
         return outcome
     return Reply(captured.getvalue())
+
+
+def without_daemon(argv: Sequence[str], path: str, error: OSError) -> Reply:
+    """Help and what is wrong with the arguments; for everything else why there is no daemon to do it.
+
+    :param path: the daemon's socket
+    :param error: what came of connecting to it
+    """
+    parsed = parse(argv)
+    if isinstance(parsed, Reply):
+        return parsed
+    if error.errno == errno.EACCES:
+        return _complain(
+            "Permission denied: only root and members of the group peerd may use d",
+            "To join the group: adduser USER peerd (as root), then log in again",
+        )
+    return _complain(
+        f"Cannot reach peerd on this machine: {error.strerror} ({path})",
+        "Is it running? systemctl status peerd.socket peerd.service",
+        "To start it: systemctl start peerd.socket",
+    )
+
+
+def _complain(*lines: str) -> Reply:
+    return Reply(stderr="\n  ".join(lines) + "\n", status=EXIT_FAILURE)
 
 
 def complete(words: Sequence[str], peers: Callable[[], Iterable[str]]) -> list[str]:

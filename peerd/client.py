@@ -104,8 +104,7 @@ class _Call:
         self._step = 1
         self._offsets = dict.fromkeys(_STREAMS, 0)
         self._confirmed = 0
-        # Where the output is written, once there is any.
-        self._streams: dict[str, int] = {}
+        self._opened: dict[str, int] = {}
         self._events = self._started = False
         self._collected: dict[str, bytearray] | None = None
         # Standard input as it was read: the offsets where what is held begins and ends, of what is to be sent next and
@@ -201,10 +200,8 @@ class _Call:
     def _pass_on(self, stream: str, size: int) -> None:
         """Write output of the command as it arrives."""
         while size:
-            if self._buffer:
-                data = self._exactly(min(size, len(self._buffer)))
-            else:
-                data = self._receive(min(size, _CHUNK))
+            most = min(size, len(self._buffer) or _CHUNK)
+            data = self._exactly(most) if self._buffer else self._receive(most)
             size -= len(data)
             self._write_output(stream, data, size)
         self._confirm()
@@ -217,9 +214,9 @@ class _Call:
         :param unread: bytes of the same message that are still to come
         :raises _Gone: when the daemon goes meanwhile, before it has said all
         """
-        if stream not in self._streams:
-            self._streams[stream] = _unblocking(_STREAMS[stream])
-        fd, view = self._streams[stream], memoryview(data)
+        if stream not in self._opened:
+            self._opened[stream] = _open_again(_STREAMS[stream])
+        fd, view = self._opened[stream], memoryview(data)
         while view:
             try:
                 written = posix.write(fd, view)
@@ -247,10 +244,10 @@ class _Call:
             while data := self.connection.recv(_CHUNK):
                 self._buffer += data
         except ConnectionError:
-            pass  # It did not hear our last words; its own have come.
+            pass  # It has not heard our last words.
         while (end := self._buffer.find(b"\n", unread)) >= 0:
             frame = quickjson.loads(self._buffer[unread:end].decode())
-            if frame["type"] == "exit":
+            if frame["type"] in ("exit", "error"):
                 self._all_said = True
                 return
             unread = end + 1 + frame.get("size", 0)
@@ -363,7 +360,7 @@ def _widen(pipe: int) -> None:
         pass
 
 
-def _unblocking(fd: int) -> int:
+def _open_again(fd: int) -> int:
     """A pipe or terminal, opened once more for this process alone (proc_pid_fd(5)), so that writing to it never waits.
 
     Where that cannot be done, and for a file, which has its offset, it is the descriptor itself.
@@ -394,25 +391,9 @@ def _complain(*lines: str) -> None:
 
 
 def _without_daemon(arguments: list[str], path: bytes, error: OSError) -> int:
-    """Help and wrong usage need no daemon; for everything else say why there is none."""
-    import errno
-
     from peerd import cli
 
-    parsed = cli.parse(arguments)
-    if isinstance(parsed, cli.Reply):
-        for fd, text in ((1, parsed.stdout), (2, parsed.stderr)):
-            _write(fd, text.encode("utf-8", "backslashreplace"))
-        return parsed.status
-    if error.errno == errno.EACCES:
-        _complain(
-            "Permission denied: only root and members of the group peerd may use d",
-            "To join the group: adduser USER peerd (as root), then log in again",
-        )
-    else:
-        _complain(
-            f"Cannot reach peerd on this machine: {error.strerror} ({path.decode('utf-8', 'replace')})",
-            "Is it running? systemctl status peerd.socket peerd.service",
-            "To start it: systemctl start peerd.socket",
-        )
-    return EXIT_FAILURE
+    reply = cli.without_daemon(arguments, path.decode("utf-8", "replace"), error)
+    for fd, text in ((1, reply.stdout), (2, reply.stderr)):
+        _write(fd, text.encode("utf-8", "backslashreplace"))
+    return reply.status

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Awaitable, Callable, Mapping
 from typing import cast
 
-from peerd import messages, network, protocol
+from peerd import memory, messages, network, protocol
 from peerd.errors import Code, PeerdError
 from peerd.messages import Hello
 from peerd.protocol import Decoder, Frame
@@ -102,6 +102,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """As asyncio has it."""
+        memory.heap.used()
         self._ended, self._error = True, exc
         for event in (self._arrived, self._writable, self._over):
             event.set()
@@ -191,6 +192,7 @@ class Connection(asyncio.BufferedProtocol):
             with contextlib.suppress(OSError):
                 sent += os.sendfile(self.socket.fileno(), payload.fd, payload.offset + sent, payload.size - sent)
         if sent < payload.size:
+            memory.heap.used()
             self._transport.write(os.pread(payload.fd, payload.size - sent, payload.offset + sent))
         await self.drain()
 
@@ -215,6 +217,8 @@ class Connection(asyncio.BufferedProtocol):
         while True:
             frame = self._decoder.next()
             if frame:
+                if len(frame.payload) >= _APART:
+                    memory.heap.used()
                 if self._decoder.held <= _MOST_HELD:
                     self._transport.resume_reading()
                 return frame

@@ -27,6 +27,7 @@ from peerd.executor import Executor
 from peerd.fronts import Front
 from peerd.history import History
 from peerd.journal import Event, log, report
+from peerd.memory import heap
 from peerd.node import Node
 from peerd.registry import Registry
 from peerd.scopes import ScopeManager
@@ -129,6 +130,7 @@ class Daemon:
         # What is loaded by now stays; to look through it again and again would only hold up commands.
         gc.collect()
         gc.freeze()
+        heap.settle()
         watchdog = asyncio.create_task(self._feed_watchdog())
         log(Event.STARTED, f"peerd {__version__} started, {self._status()}")
         self._notifier.notify(f"READY=1\nSTATUS={self._status()}")
