@@ -94,7 +94,7 @@ def tune(connection: socket.socket) -> None:
 
 
 @contextlib.contextmanager
-def patience(connection: socket.socket) -> Iterator[None]:
+def pausable(connection: socket.socket) -> Iterator[None]:
     """Let the other end take nothing for as long as it likes, if only its kernel answers.
 
     A machine that is gone is then noticed in time only where nothing is on its way to it; else after tcp_retries2 of

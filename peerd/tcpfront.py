@@ -167,7 +167,7 @@ class TcpFront(Front):
     async def _send_log(self, link: Connection, peer: Peer, query: Query) -> None:
         rules = self._config().policy
         # Who follows may pause for long, and nothing needs to know at once that it is gone.
-        with network.patience(link.socket):
+        with network.pausable(link.socket):
             async with (
                 Conversation(link) as talk,
                 contextlib.aclosing(self._reader.read(query, (talk.cancel, talk.gone))) as batches,

@@ -141,9 +141,10 @@ def memory(lab: Lab) -> None:
         desktop.wait_until("test $(d listJobs --json | jq 'map(select(.outcome == null)) | length') -ge 100", 60)
         resident("with 100 connections")
         running.wait(60)
-    burst(desktop, "(a burst)", "d execOnPeer --peer vps --directory / --shellCmd true")
-    time.sleep(2)
-    resident("after them and a burst")
+    for what, command in (("(a burst)", "true"), ("(a burst of output)", '"head -c 1000000 /dev/zero"')):
+        burst(desktop, what, f"d execOnPeer --peer vps --directory / --shellCmd {command} >/dev/null")
+    time.sleep(3)
+    resident("after them and two bursts")
     usage = "systemctl show -P CPUUsageNSec peerd"
     before = {machine.name: int(machine.out(usage)) for machine in lab}
     began = time.monotonic()

@@ -134,10 +134,10 @@ def test_a_connection_is_made_to_notice_that_the_other_machine_is_gone() -> None
         assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         assert 0 < ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) <= 15_000
-        with network.patience(ours):
+        with network.pausable(ours):
             assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 0
         assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 15_000
-        with network.patience(ours):
+        with network.pausable(ours):
             ours.close()
 
 
