@@ -218,22 +218,11 @@ class _Call:
             self._opened[stream] = _open_again(_STREAMS[stream])
         fd, view = self._opened[stream], memoryview(data)
         while view:
-            try:
-                written = posix.write(fd, view)
-            except BlockingIOError:
-                import select
-
-                poll = select.poll()
-                poll.register(fd, select.POLLOUT)
-                if not self._all_said:
-                    poll.register(self.connection, 0)
-                if all(ready != fd for ready, _ in poll.poll()):
-                    self._hear_out(unread)
-            except OSError as error:
-                raise _Unwritable from error
-            else:
-                self._offsets[stream] += written
-                view = view[written:]
+            written = _write_some(fd, view, None if self._all_said else self.connection)
+            if not written:
+                self._hear_out(unread)
+            self._offsets[stream] += written
+            view = view[written:]
 
     def _hear_out(self, unread: int) -> None:
         """Take the last words of a daemon that went.
@@ -376,12 +365,23 @@ def _open_again(fd: int) -> int:
 def _write(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
+        view = view[_write_some(fd, view) :]
+
+
+def _write_some(fd: int, data: memoryview, connection: socket | None = None) -> int:
+    """Write what there is room for, once there is some; how much, 0 where a connection came to its end before."""
+    while True:
         try:
-            view = view[posix.write(fd, view) :]
+            return posix.write(fd, data)
         except BlockingIOError:
             import select
 
-            select.select([], [fd], [])
+            poll = select.poll()
+            poll.register(fd, select.POLLOUT)
+            if connection:
+                poll.register(connection, 0)
+            if all(ready != fd for ready, _ in poll.poll()):
+                return 0
         except OSError as error:
             raise _Unwritable from error
 

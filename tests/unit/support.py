@@ -264,6 +264,19 @@ class Heard:
         self.spoke.set()
 
 
+class Slow(Heard):
+    """A sink that takes nothing until it is welcome."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.welcome = asyncio.Event()
+
+    async def output(self, stream: str, data: Data) -> None:
+        """As :class:`Sink` has it."""
+        await self.welcome.wait()
+        await super().output(stream, data)
+
+
 Script = Callable[[ExecRequest, Caller, Sink, asyncio.Event], Awaitable[ExecResult]]
 
 

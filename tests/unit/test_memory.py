@@ -13,14 +13,30 @@ PAGE = 4096
 BLOCK = 64 * 1024
 
 
+class Process:
+    """One that has so many pages in memory, and that gives some back."""
+
+    def __init__(self) -> None:
+        self.pages = 1000
+        self.looked = asyncio.Event()
+        self.trims: list[int] = []
+
+    def resident(self) -> int:
+        self.looked.set()
+        return self.pages
+
+    def trim(self) -> None:
+        self.trims.append(self.pages)
+
+
 @pytest.fixture
-def trims(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How much was resident each time that memory was given back; resident() says what a test sets."""
-    given: list[int] = []
+def process(monkeypatch: pytest.MonkeyPatch) -> Process:
+    """What is looked at once it is quiet, which is soon."""
+    one = Process()
     monkeypatch.setattr(memory, "_QUIET", 0.02)
-    monkeypatch.setattr(memory, "trim", lambda: given.append(memory.resident()))
-    monkeypatch.setattr(memory, "resident", lambda: 1000)
-    return given
+    monkeypatch.setattr(memory, "resident", one.resident)
+    monkeypatch.setattr(memory, "trim", one.trim)
+    return one
 
 
 def test_what_is_free_between_what_is_used_is_given_back() -> None:
@@ -36,35 +52,34 @@ def test_what_is_free_between_what_is_used_is_given_back() -> None:
     assert len(kept) == 10
 
 
-def test_memory_is_given_back_once_it_is_quiet(trims: list[int]) -> None:
+def test_memory_is_given_back_once_it_is_quiet(process: Process) -> None:
     async def main() -> None:
         heap = Heap()
         for _ in range(10):
             heap.used()
             await asyncio.sleep(0)
-            assert not trims
-        await asyncio.sleep(0.2)
-        assert trims == [1000]
+            assert not process.trims
+        await process.looked.wait()
+        assert process.trims == [1000]
 
     asyncio.run(main())
 
 
 @pytest.mark.parametrize(("taken", "expected"), [(1050, []), (1150, [1150])])
-def test_where_little_was_taken_nothing_is_given_back(
-    trims: list[int], monkeypatch: pytest.MonkeyPatch, taken: int, expected: list[int]
-) -> None:
+def test_where_little_was_taken_nothing_is_given_back(process: Process, taken: int, expected: list[int]) -> None:
     async def main() -> None:
         heap = Heap()
         heap.settle()
-        monkeypatch.setattr(memory, "resident", lambda: taken)
+        process.looked.clear()
+        process.pages = taken
         heap.used()
-        await asyncio.sleep(0.2)
-        assert trims == expected
+        await process.looked.wait()
+        assert process.trims == expected
 
     asyncio.run(main())
 
 
-def test_a_loop_that_ended_does_not_keep_the_next_from_it(trims: list[int]) -> None:
+def test_a_loop_that_ended_does_not_keep_the_next_from_it(process: Process) -> None:
     heap = Heap()
 
     async def ended() -> None:
@@ -72,8 +87,8 @@ def test_a_loop_that_ended_does_not_keep_the_next_from_it(trims: list[int]) -> N
 
     async def main() -> None:
         heap.used()
-        await asyncio.sleep(0.2)
-        assert trims == [1000]
+        await process.looked.wait()
+        assert process.trims == [1000]
 
     asyncio.run(ended())
     asyncio.run(main())

@@ -14,32 +14,30 @@ from peerd.relay import Relay
 from peerd.session import Caller, Delivery, Session
 from peerd.spool import Data
 from peerd.stdin import Stdin
-from unit.support import Heard
+from unit.support import Slow
 
 SMALL = 100_000
 
 
-class Slow(Heard):
-    """A sink that takes nothing until it is told to."""
+class Pieces(Slow):
+    """One that remembers how output came, and that may be gone."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.welcome = asyncio.Event()
         self.pieces: list[tuple[str, bytes]] = []
         self.gone = False
 
     async def output(self, stream: str, data: Data) -> None:
         """As :class:`Sink` has it."""
-        await self.welcome.wait()
+        await super().output(stream, data)
         if self.gone:
             raise ConnectionError
         self.pieces.append((stream, bytes(data)))
-        await super().output(stream, data)
 
 
 @asynccontextmanager
-async def slow() -> AsyncIterator[tuple[Relay, Slow, asyncio.Event]]:
-    sink, cancel = Slow(), asyncio.Event()
+async def slow() -> AsyncIterator[tuple[Relay, Pieces, asyncio.Event]]:
+    sink, cancel = Pieces(), asyncio.Event()
     session = Session(
         Caller("vps"), sink, cancel, asyncio.Event(), print, Stdin(lambda start, until, taken: None), Delivery()
     )

@@ -16,9 +16,8 @@ from peerd.peers import Peer
 from peerd.protocol import Frame, encode
 from peerd.remote import Remote
 from peerd.session import Caller, ConfirmingSink, Delivery, Session
-from peerd.spool import Data
 from peerd.stdin import Stdin
-from unit.support import EXEC_ID, FakePeers, Heard, Wire
+from unit.support import EXEC_ID, FakePeers, Heard, Slow, Wire
 
 LAPTOP = Peer("laptop", "127.0.0.4", is_online=True)
 REQUEST = ExecRequest(EXEC_ID, "/tmp", "make", timeout=5.0)
@@ -125,19 +124,6 @@ def test_a_connection_that_breaks_again_and_again_loses_and_repeats_nothing() ->
             assert caller.said == []
 
     asyncio.run(main())
-
-
-class Slow(Heard):
-    """A caller that takes nothing until it is told to."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.welcome = asyncio.Event()
-
-    async def output(self, stream: str, data: Data) -> None:
-        """As :class:`Sink` has it."""
-        await self.welcome.wait()
-        await super().output(stream, data)
 
 
 @pytest.mark.parametrize("lost", [False, True])
