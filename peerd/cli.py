@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from peerd.commands import BY_NAME, COMMANDS, PEER_METAVAR, Command, Option
+from peerd.commands import BY_NAME, COMMANDS, Command, Option
 from peerd.errors import EXIT_FAILURE, EXIT_USAGE
 
 PROG = "d"
@@ -145,15 +145,17 @@ _ROOT = _Group(
 )
 
 
-def parse(argv: Sequence[str], width: int = 80, peers: Callable[[], Iterable[str]] = lambda: ()) -> Invocation | Reply:
+def parse(
+    argv: Sequence[str], width: int = 80, known: Callable[[str], Iterable[str]] = lambda _: ()
+) -> Invocation | Reply:
     """What these arguments ask for.
 
     :param argv: the arguments of ``d``, without its name
     :param width: columns for help texts
-    :param peers: gives the ids of the peers that are known, for completion
+    :param known: gives the values that are known of an option, by its metavar, for completion
     """
     if argv[:1] == [COMPLETE]:
-        return Reply("".join(f"{word}\n" for word in complete(argv[1:], peers)))
+        return Reply("".join(f"{word}\n" for word in complete(argv[1:], known)))
     args = ["version" if arg == "--version" and not index else arg for index, arg in enumerate(argv)]
     if not args or args == ["help"]:
         args = ["--help"]
@@ -195,20 +197,20 @@ def _complain(*lines: str) -> Reply:
     return Reply(stderr="\n  ".join(lines) + "\n", status=EXIT_FAILURE)
 
 
-def complete(words: Sequence[str], peers: Callable[[], Iterable[str]]) -> list[str]:
+def complete(words: Sequence[str], known: Callable[[str], Iterable[str]]) -> list[str]:
     """What the last of these words can become.
 
     :param words: the words after ``d``, the last one as far as it is typed
-    :param peers: gives the ids of the peers that are known
+    :param known: gives the values that are known of an option, by its metavar
     """
     *before, current = words or [""]
     command = BY_NAME.get(before[0]) if before else None
     options = {option.flag: option for option in command.options} if command else {}
     previous = options.get(before[-1]) if before else None
     if command is None or command.argument:
-        found = [known.name for known in COMMANDS] if len(before) == (1 if command else 0) else []
+        found = [each.name for each in COMMANDS] if len(before) == (1 if command else 0) else []
     elif previous and previous.parse:
-        found = list(peers()) if previous.metavar == PEER_METAVAR else list(previous.choices)
+        found = list(previous.choices or known(previous.metavar))
     else:
         given = {flag for flag in before if flag in options and not options[flag].multiple}
         extra = ["--json"] * (command.data or command.record) + ["--stream"] * command.record

@@ -13,8 +13,15 @@ from peerd.app import ALL, DEFAULT_PATTERN, MODES
 from peerd.config import SETTINGS
 from peerd.errors import Outcome
 
-PEER_METAVAR = "PEER"
 _DEFAULTS = {setting.name: setting.default for setting in SETTINGS}
+
+
+class Known(enum.StrEnum):
+    """Values of which a daemon knows some, by what help calls them: Tab offers those."""
+
+    PEER = "PEER"
+    JOB = "JOB"
+    APP = "APP"
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,7 @@ def snake_case(name: str) -> str:
 
 
 def _peer(help_: str, required: bool = True) -> Option:
-    return Option("--peer", help_, PEER_METAVAR, validate.peer_id, required)
+    return Option("--peer", help_, Known.PEER, validate.peer_id, required)
 
 
 PEER = _peer("The peer, by its id (see listPeers).")
@@ -114,12 +121,12 @@ TIMEOUT = Option(
 BUILD_TIMEOUT = Option(
     "--timeout", "Stop it after this many seconds (the peer's build-timeout: 1800).", "SECONDS", validate.seconds
 )
-JOB = Option("--job", "The job, by its id (see listJobs).", "JOB", validate.exec_id, True)
+JOB = Option("--job", "The job, by its id (see listJobs).", Known.JOB, validate.exec_id, True)
 JOB_PEER = _peer("The peer where it runs, if its id alone does not find it.", False)
 ENV = Option(
     "--env", "Set a variable for the command; may be repeated.", "NAME=VALUE", validate.assignment, multiple=True
 )
-APP = Option("--app", "The app, by its name (see listApps).", "APP", validate.app, True)
+APP = Option("--app", "The app, by its name (see listApps).", Known.APP, validate.app, True)
 ONE_MODE = Option("--mode", "dev, prod, or all that the app has.", "MODE", str, True, choices=(*MODES, ALL))
 ANY_MODE = replace(ONE_MODE, help="dev, prod, or all (all).", required=False)
 APP_PEER = _peer("The peer that has the app, if not this machine.", False)

@@ -46,6 +46,11 @@ class Jobs:
         self._execution = execution
         self._config = config
 
+    def known(self) -> set[str]:
+        """The ids of the jobs that run here or whose output is kept, and of those that were left running from here."""
+        asked = self._history.find(history.ASKED, detached=True, limit=_LIMIT)
+        return {job.exec_id for job in (*self._executor.jobs(_LIMIT), *(entry.job for entry in asked))}
+
     async def do_list_jobs(self, session: Session, peer: str | None = None) -> Answer:
         """What runs on the peers, and the detached jobs whose output is kept."""
         jobs: list[Job] = []

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from peerd import __version__
 from peerd.answer import Answer
 from peerd.apphost import AppHost
 from peerd.apps import Apps
-from peerd.commands import BY_NAME, COMMANDS, snake_case
+from peerd.commands import BY_NAME, COMMANDS, Known, snake_case
 from peerd.config import Config
 from peerd.deploy import Deploy
 from peerd.execution import Execution
@@ -42,6 +42,11 @@ class Service:
     ) -> None:
         execution = Execution(node, executor, past, config)
         jobs = Jobs(node, executor, past, execution, config)
+        self._known: Mapping[str, Callable[[], Iterable[str]]] = {
+            Known.PEER: lambda: {node.peer_id, *node.book.ids()},
+            Known.JOB: jobs.known,
+            Known.APP: lambda: {app.name for app in registry.apps()},
+        }
         self._parts = (
             self,
             execution,
@@ -63,6 +68,10 @@ class Service:
         part = next(part for part in self._parts if hasattr(part, method))
         answer: Answer = await getattr(part, method)(session, **params)
         return answer
+
+    def known(self, metavar: str) -> Iterable[str]:
+        """The values of an option that are known here, without asking anybody, by its metavar."""
+        return self._known.get(metavar, tuple)()
 
     async def do_version(self, session: Session) -> Answer:
         """The version of this daemon."""

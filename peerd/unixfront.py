@@ -66,7 +66,7 @@ class UnixFront(Front):
         terminal = take(fields, "terminal", validate.boolean, False)
         color = take(fields, "color", validate.boolean, False)
         width = take(fields, "width", lambda value: validate.integer(value, 20, 1000), 80)
-        parsed = cli.parse(argv, width, lambda: {self._node.peer_id, *self._node.book.ids()})
+        parsed = cli.parse(argv, width, self._service.known)
         if isinstance(parsed, cli.Reply):
             await _print(link, "stdout", parsed.stdout)
             await _print(link, "stderr", parsed.stderr)

@@ -1,4 +1,4 @@
-# fish completion for d: the daemon knows the commands, their options, and the peers.
+# fish completion for d: the daemon knows the commands, their options, and values.
 
 function __d_complete
     set --local words (commandline --tokenize --cut-at-cursor --current-process)

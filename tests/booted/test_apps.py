@@ -83,6 +83,7 @@ def policy(machine: Machine, text: str) -> Iterator[None]:
 
 def test_an_app_is_started_restarted_and_stopped(desktop: Machine) -> None:
     assert (status(desktop, "cad", "prod")["active"], status(desktop, "cad", "prod")["main_pid"]) == ("inactive", None)
+    assert desktop.out("d --complete startApp --app ca") == "cad"
     started = d(desktop, "startApp", "cad", "prod")
     assert (started.returncode, started.stdout, started.stderr) == (0, b"Started cad-prod.service on desktop\n", b"")
     first = status(desktop, "cad", "prod")

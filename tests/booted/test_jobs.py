@@ -53,6 +53,8 @@ def test_a_job_is_found_by_its_id_from_everywhere(desktop: Machine, laptop: Mach
         seen = machine.run(f"d attachJob --job {job}", check=False)
         assert (seen.returncode, seen.stdout, seen.stderr) == (7, b"out1\nout2\nout3\n", b"err1\nerr2\nerr3\n")
         assert job in [listed["exec_id"] for listed in data(machine, "d listJobs")]
+    for machine in (desktop, *([vps] if peer == "vps" else [])):
+        assert machine.out(f"d --complete waitJob --job {job[:-1]}") == job
     both = data(laptop, f"d attachJob --job {job} --json")
     assert (both["stdout"], both["stderr_bytes"], both["exit_status"]) == ("out1\nout2\nout3\n", 15, 7)
 

@@ -233,7 +233,7 @@ def test_asking_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr() == ("", "")
 
 
-PEERS = ("desktop", "laptop", "vps")
+KNOWN = {"PEER": ("desktop", "laptop", "vps"), "APP": ("cad", "mail")}
 
 
 @pytest.mark.parametrize(
@@ -242,11 +242,13 @@ PEERS = ("desktop", "laptop", "vps")
         ([], NAMES),
         ([""], NAMES),
         (["remoteP"], ["remotePull"]),
-        (["remotePull", "--peer", ""], PEERS),
+        (["remotePull", "--peer", ""], KNOWN["PEER"]),
         (["remotePull", "--peer", "l"], ["laptop"]),
         (["remotePull", "--peer", "laptop", "--pe"], []),
         (["remotePull", "--t"], ["--timeout"]),
         (["remotePull", "--timeout", ""], []),
+        (["startApp", "--app", "c"], ["cad"]),
+        (["waitJob", "--job", ""], []),
         (["execOnPeer", "--env", "A=1", "--en"], ["--env"]),
         (["setPeerConfig", "--role", ""], ["leader", "worker"]),
         (["listPeers", "--"], ["--help", "--json"]),
@@ -256,4 +258,5 @@ PEERS = ("desktop", "laptop", "vps")
     ],
 )
 def test_completion_offers_what_can_come_next(typed: list[str], offered: Sequence[str]) -> None:
-    assert parse(["--complete", *typed], peers=lambda: PEERS) == Reply("".join(f"{word}\n" for word in sorted(offered)))
+    reply = parse(["--complete", *typed], known=lambda metavar: KNOWN.get(metavar, ()))
+    assert reply == Reply("".join(f"{word}\n" for word in sorted(offered)))

@@ -157,6 +157,20 @@ def test_a_job_of_this_machine_is_found_here_and_nobody_is_asked(tmp_path: Path)
     asyncio.run(main())
 
 
+def test_tab_is_offered_what_is_known_here_of_jobs_and_peers(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with machine(tmp_path) as here:
+            assert set(here.service.known("JOB")) == set(here.service.known("TIMEOUT")) == set()
+            here.past.put(history.ASKED, "laptop", replace(JOB, exec_id="a" * 16))
+            here.past.put(history.ASKED, "laptop", replace(JOB, exec_id="b" * 16, detached=False))
+            await here.runs("echo all", detach=True)
+            assert set(here.service.known("JOB")) == {EXEC_ID, "a" * 16}
+            assert set(here.service.known("PEER")) == {"vps", "laptop"}
+            assert here.peers.accepted == 0
+
+    asyncio.run(main())
+
+
 def test_a_job_that_was_asked_from_here_is_found_where_it_was_asked_and_its_end_is_learnt(tmp_path: Path) -> None:
     async def main() -> None:
         async with machine(tmp_path, DESKTOP, LAPTOP) as here:
