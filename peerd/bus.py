@@ -18,7 +18,7 @@ from peerd import busapi, busvalues, parameters, polkit, users
 from peerd.answer import Answer
 from peerd.busapi import INTERFACES, MANAGER, ROOT, Refused
 from peerd.busjobs import Jobs
-from peerd.buslink import gone, leave, post, widen
+from peerd.buslink import gone, is_heard, leave, post, widen
 from peerd.busobjects import Objects
 from peerd.buspipes import Pipes
 from peerd.busvalues import Collected
@@ -169,7 +169,7 @@ class Bus:
                 text = "too many calls at once (max-connections)"
                 self._send(Message.new_error(message, f"{_DBUS}.Error.LimitsExceeded", text))
             return True
-        if message.message_type is MessageType.SIGNAL and message.member == "NameOwnerChanged":
+        if is_heard(message, _DBUS, "NameOwnerChanged"):
             name, _, owner = message.body
             for cancel in self._callers.get(name, []) if not owner else []:
                 cancel.set()

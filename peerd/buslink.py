@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import cast
 
-from dbus_next import Message
+from dbus_next import Message, MessageType
 from dbus_next.aio import MessageBus
 
 from peerd import network
@@ -21,6 +21,16 @@ def widen(bus: MessageBus) -> None:
 def post(bus: MessageBus, message: Message) -> None:
     """Send a message that nobody waits for; that it could not be sent is told by the end of the connection."""
     bus.send(message).add_done_callback(lambda done: done.cancelled() or done.exception())
+
+
+def is_heard(message: Message, interface: str, member: str) -> bool:
+    """Whether a message is this signal, from the sender that a match rule of this connection names.
+
+    Only what is broadcast is held to match rules (the D-Bus specification, Message Bus Message Routing). Any local
+    user may send a signal to this connection by itself.
+    """
+    known = (MessageType.SIGNAL, interface, member)
+    return (message.message_type, message.interface, message.member) == known and not message.destination
 
 
 async def leave(bus: MessageBus) -> None:

@@ -104,11 +104,14 @@ class Executor:
         :raises PeerdError: why it was not started; that it was refused is recorded
         """
         try:
+            self._claim(request.exec_id)
             asked, request = request.timeout, self._resolve(request)
             if not caller.user:
                 request = await guard.admit(self._config().policy, request, asked, caller.peer, self._name())
             request = self._settle(request)
-            self._admit(request)
+            limit = self._config().max_commands
+            if self.running >= limit:
+                raise PeerdError(Code.BUSY, reason=f"{limit} commands run on {self._name()} (its max-commands)")
             # A task of its own: a caller that goes away now finds a command that can be looked after, or none.
             starting = asyncio.create_task(self._launch(request, caller))
             self._starting.add(starting)
@@ -217,13 +220,14 @@ class Executor:
             request = replace(request, argv=argv, shell_cmd="", timeout=timeout + _DEPLOY_TIME)
         return replace(request, action=None)
 
-    def _admit(self, request: ExecRequest) -> None:
-        if request.exec_id in self._seen or self._history.has(history.RAN, request.exec_id):
-            raise PeerdError(Code.DUPLICATE, peer=self._name(), exec_id=request.exec_id)
-        limit = self._config().max_commands
-        if self.running >= limit:
-            raise PeerdError(Code.BUSY, reason=f"{limit} commands run on {self._name()} (its max-commands)")
-        self._seen[request.exec_id] = None
+    def _claim(self, exec_id: str) -> None:
+        """Give an id to one request for good, before anything is decided or recorded of it.
+
+        :raises PeerdError: DUPLICATE
+        """
+        if exec_id in self._seen or self._history.has(history.RAN, exec_id):
+            raise PeerdError(Code.DUPLICATE, peer=self._name(), exec_id=exec_id)
+        self._seen[exec_id] = None
         if len(self._seen) > _REMEMBERED:
             del self._seen[next(iter(self._seen))]
 

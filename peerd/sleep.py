@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 
-from dbus_next import Message, MessageType
+from dbus_next import Message
 from dbus_next.aio import MessageBus
 
 from peerd import buslink
@@ -45,11 +45,8 @@ class SleepWatch:
             await asyncio.sleep(_RETRY_DELAY)
 
     def _on_message(self, message: Message) -> None:
-        known = (MessageType.SIGNAL, _PATH, _MANAGER, _MEMBER)
-        if (message.message_type, message.path, message.interface, message.member) != known:
-            return
         # True before the machine goes to sleep, False when it has woken up.
-        if message.body == [False]:
+        if buslink.is_heard(message, _MANAGER, _MEMBER) and message.body == [False]:
             log(Event.RESUMED, "This machine has slept; connections are looked at")
             self._resumed()
 

@@ -114,7 +114,7 @@ class Systemd:
                 self._jobs.pop(unit, None)
 
     def _on_message(self, message: Message) -> None:
-        if message.message_type is MessageType.SIGNAL and message.member == "JobRemoved":
+        if buslink.is_heard(message, _MANAGER, "JobRemoved"):
             _, path, unit, result = message.body
             for removed in self._jobs.get(unit, ()):
                 removed.put_nowait((path, result))

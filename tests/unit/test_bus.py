@@ -301,6 +301,35 @@ def test_a_command_whose_caller_is_lost_is_cancelled(daemon: MessageDaemon, how:
     asyncio.run(main())
 
 
+def test_nobody_but_the_bus_says_that_a_caller_is_lost(daemon: MessageDaemon) -> None:
+    async def main() -> None:
+        begun, go_on, cancelled = asyncio.Event(), asyncio.Event(), []
+
+        async def script(name: str, params: dict[str, Any], session: Session) -> Answer:
+            begun.set()
+            await go_on.wait()
+            cancelled.append(session.cancel.is_set())
+            return Answer(record={"outcome": "exited"})
+
+        async with serving(daemon, FakeService(script)) as (bus, client), client_of(daemon) as other:
+            calling = asyncio.create_task(client.call("RemotePull", "sa{sv}", "vps", {}))
+            await begun.wait()
+            assert bus._bus
+            body = [client.bus.unique_name, client.bus.unique_name, ""]
+            for destination in (bus._bus.unique_name, None):
+                dbus = "org.freedesktop.DBus"
+                signal = Message.new_signal("/org/freedesktop/DBus", dbus, "NameOwnerChanged", "sss", body)
+                signal.destination = cast(str, destination)
+                await other.bus.send(signal)
+            # The bus keeps the order of what one connection sends.
+            await other.call("Ping", interface="org.freedesktop.DBus.Peer")
+            go_on.set()
+            await calling
+            assert cancelled == [False]
+
+    asyncio.run(main())
+
+
 def test_changes_are_told(daemon: MessageDaemon) -> None:
     async def main() -> None:
         service, node = FakeService(), FakeNode()

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from peerd import scopes
-from peerd.errors import Code, Outcome
+from peerd.errors import Code, Outcome, PeerdError
 from peerd.execution import new_exec_id
 from peerd.journal import Event
 from peerd.messages import MAX_OUTPUT, WINDOW, Action, ExecRequest, ExecResult
@@ -272,6 +272,21 @@ def test_a_refusal_is_remembered_for_who_did_not_hear_it_and_its_id_is_used_up(t
             # That it was asked for again changes nothing of what is known of it.
             assert code(await hear(executor, refused)) is Code.DENIED
         assert not (tmp_path / "ran").exists()
+
+    asyncio.run(main())
+
+
+def test_a_refusal_under_the_id_of_another_command_changes_nothing_that_is_known_of_that() -> None:
+    async def main() -> None:
+        async with executing(max_timeout=60.0) as executor:
+            assert (await run(executor, request("echo mine", timeout=5.0, detach=True))).exit_status == 0
+            before = executor.job(EXEC_ID)
+            for forged in (request("x", timeout=61.0), request("x", timeout=61.0, detach=True)):
+                with pytest.raises(PeerdError) as caught:
+                    await executor.launch(forged, Caller("mallory"))
+                assert caught.value.code is Code.DUPLICATE
+            assert executor.job(EXEC_ID) == before
+            assert before.caller == "ann@laptop"
 
     asyncio.run(main())
 

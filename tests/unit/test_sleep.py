@@ -38,10 +38,8 @@ class Bus:
     async def wait_for_disconnect(self) -> None:
         await self.ended
 
-    def say(self, body: object, path: str = PATH, member: str = "PrepareForSleep") -> None:
-        signal = Message(
-            path=path, interface=MANAGER, member=member, message_type=MessageType.SIGNAL, signature="b", body=[body]
-        )
+    def say(self, body: object, member: str = "PrepareForSleep", destination: Any = None) -> None:
+        signal = Message(destination, PATH, MANAGER, member, MessageType.SIGNAL, signature="b", body=[body])
         for handler in self.handlers:
             handler(signal)
 
@@ -58,7 +56,8 @@ def test_it_calls_back_when_the_machine_wakes_up(records: Journal) -> None:
         assert "sender='org.freedesktop.login1'" in rule
         bus.say(True)
         bus.say(False, member="PrepareForShutdown")
-        bus.say(False, path="/org/freedesktop/systemd1")
+        # Of some local user, to this connection alone.
+        bus.say(False, destination=":1.1")
         assert not woken
         bus.say(False)
         assert woken == [True]

@@ -58,11 +58,11 @@ class FakeBus:
             return Message.new_error(message, str(body[0]), "it said so")
         return Message.new_method_return(message, "o", body)
 
-    def removed(self, number: int, unit: str, result: str) -> None:
+    def removed(self, number: int, unit: str, result: str, destination: Any = None) -> None:
         """Signal the end of a job."""
         body = [number, f"/job/{number}", unit, result]
-        nobody: Any = None
-        self.handler(Message(nobody, "/", "x.y", "JobRemoved", MessageType.SIGNAL, signature="uoss", body=body))
+        manager = "org.freedesktop.systemd1.Manager"
+        self.handler(Message(destination, "/", manager, "JobRemoved", MessageType.SIGNAL, signature="uoss", body=body))
 
 
 @asynccontextmanager
@@ -109,6 +109,8 @@ def test_two_jobs_of_one_unit_are_told_apart(monkeypatch: pytest.MonkeyPatch) ->
             second = asyncio.create_task(start(systemd, "a.service"))
             for _ in range(2):
                 await bus.asked.get()
+            # Any local user can say so to this connection alone.
+            bus.removed(1, "a.service", "done", destination=":1.1")
             bus.removed(2, "a.service", "done")
             bus.removed(1, "a.service", "canceled")
             assert (await first, await second) == ("canceled", "done")
