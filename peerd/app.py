@@ -94,11 +94,16 @@ class AppRequest:
             raise PeerdError(Code.USAGE, reason="--unit must have {mode} in it; for a unit of one mode give --mode")
         try:
             return [
-                App(self.app, mode, validate.unit(self._fill(self.unit, mode)), self._fill(self.directory, mode))
+                App(
+                    self.app,
+                    mode,
+                    validate.unit(self._fill(self.unit, mode)),
+                    validate.app_directory(self._fill(self.directory, mode)) if self.directory else "",
+                )
                 for mode in modes
             ]
         except ValueError as error:
-            raise PeerdError(Code.USAGE, reason=f"--unit: {error}") from None
+            raise PeerdError(Code.USAGE, reason=f"--unit and --directory for {self.app}: {error}") from None
 
     def _fill(self, pattern: str, mode: str) -> str:
         return pattern.replace("{app}", self.app).replace("{mode}", mode)
@@ -113,10 +118,9 @@ class AppRequest:
     def from_wire(cls, fields: Mapping[str, object]) -> AppRequest:
         """The request in the fields of an appRequest."""
         command = take(fields, "command", lambda value: AppCommand(str(value)))
-        nameless = command in (AppCommand.STATUS, AppCommand.LIST)
         return cls(
             command,
-            take(fields, "app", validate.app, "" if nameless else None),
+            take(fields, "app", validate.app, None if command.changes else ""),
             take(fields, "mode", _mode, ALL),
             take(fields, "unit", validate.unit_pattern, DEFAULT_PATTERN),
             take(fields, "directory", validate.app_directory, ""),

@@ -14,7 +14,7 @@ from typing import Any
 from dbus_next import BusType, Message, MessageFlag, MessageType
 from dbus_next.aio import MessageBus
 
-from peerd import busapi, busvalues, parameters, polkit, users
+from peerd import busapi, busvalues, parameters, users
 from peerd.answer import Answer
 from peerd.busapi import INTERFACES, MANAGER, ROOT, Refused
 from peerd.busjobs import Jobs
@@ -30,6 +30,7 @@ from peerd.job import Job
 from peerd.journal import Event, log, report
 from peerd.messages import ExecRequest
 from peerd.node import Node
+from peerd.polkit import Polkit
 from peerd.service import Service
 from peerd.session import Caller, ConfirmingSink, Delivery, Session
 from peerd.stdin import Stdin
@@ -65,6 +66,7 @@ class Bus:
         self._bus: MessageBus | None = None
         self._holder: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._polkit = Polkit(self._call)
         self._callers: dict[str, list[asyncio.Event]] = {}
         self._jobs = Jobs(executor, self._signal)
         self._objects = Objects(node, self._status, self._jobs, self._signal)
@@ -234,7 +236,7 @@ class Bus:
         interface, *rest = message.body
         if interface not in busapi.interfaces_of(message.path, self._objects.paths()):
             raise Refused("UnknownInterface", f"No such interface at {message.path}: {interface}")
-        values = (await self._objects.all())[message.path].get(interface, {})
+        values = (await self._objects.all(message.path)).get(message.path, {}).get(interface, {})
         if message.member == "GetAll":
             return [values]
         if rest[0] not in values:
@@ -307,19 +309,22 @@ class Bus:
         """The session of a call, for whoever may; it is cancelled when its caller leaves the bus."""
         sender, cancel = str(message.sender), asyncio.Event()
         rule = f"type='signal',sender='{_DBUS}',member='NameOwnerChanged',arg0='{sender}'"
+        watched = sender in self._callers
         self._callers.setdefault(sender, []).append(cancel)
         try:
-            # Watched first: one that has gone by now has no user any more.
-            await self._call(_DBUS, _DBUS_PATH, _DBUS, "AddMatch", "s", [rule])
+            # Watched first: one that has gone by now has no user any more. Once for all its calls: the bus has no more
+            # than 512 rules for a connection (max_match_rules_per_connection, dbus-daemon(1)).
+            if not watched:
+                await self._call(_DBUS, _DBUS_PATH, _DBUS, "AddMatch", "s", [rule])
             [uid] = await self._call(_DBUS, _DBUS_PATH, _DBUS, "GetConnectionUnixUser", "s", [sender])
-            await polkit.authorize(self._call, message, uid, command, params)
+            await self._polkit.authorize(message, uid, command, params)
             yield _session(Caller(self._node.peer_id, users.name(uid)), sink, cancel)
         finally:
             self._callers[sender].remove(cancel)
             if not self._callers[sender]:
                 del self._callers[sender]
-            with contextlib.suppress(OSError, EOFError, Refused):
-                await self._call(_DBUS, _DBUS_PATH, _DBUS, "RemoveMatch", "s", [rule])
+                with contextlib.suppress(OSError, EOFError, Refused):
+                    await self._call(_DBUS, _DBUS_PATH, _DBUS, "RemoveMatch", "s", [rule])
 
     # --- what is shown
 

@@ -5,6 +5,7 @@ The methods are those of the table of commands: the required options are argumen
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from xml.sax.saxutils import quoteattr
@@ -25,11 +26,12 @@ INTROSPECTABLE = "org.freedesktop.DBus.Introspectable"
 PROPERTIES = "org.freedesktop.DBus.Properties"
 OBJECT_MANAGER = "org.freedesktop.DBus.ObjectManager"
 STANDARD_PEER = "org.freedesktop.DBus.Peer"
-ACCESS_DENIED = "org.freedesktop.DBus.Error.AccessDenied"
 OPTIONS = "a{sv}"
 """The type of a method's last argument, which a caller may leave out: so a command can get its first option later."""
 MAX_COLLECTED = 8 * 1024 * 1024
 """Bytes of output of one command in a reply: a system bus takes messages of 32 MiB (dbus-daemon(1))."""
+MAX_DATA = 4 * 1024 * 1024
+"""Bytes of data in a reply, as JSON; on the bus it is up to three times as much, and takes a second to put together."""
 
 _SHELL_CMD = "shell_cmd"
 _STREAMED = ("stdin", "follow", "detach")
@@ -201,6 +203,7 @@ def peer_path(peer_id: str) -> str:
     return f"{PEERS}/{_encoded(peer_id)}"
 
 
+@functools.lru_cache(maxsize=1 << 14)
 def _encoded(text: str) -> str:
     # sd_bus_path_encode(3): what is no letter or digit, and a leading digit, becomes _ and two hexadecimal digits.
     plain = [c.isascii() and (c.isalpha() or (index > 0 and c.isdigit())) for index, c in enumerate(text)]

@@ -41,13 +41,17 @@ class Objects:
         peers = {busapi.peer_path(peer_id): PEER for peer_id in self._node.book.ids()}
         return {**peers, **{busapi.job_path(exec_id): JOB for exec_id in self._jobs.shown}}
 
-    async def all(self) -> dict[str, dict[str, dict[str, Variant]]]:
-        """Properties by path and interface."""
-        objects = {ROOT: {MANAGER: await self._read_status()}}
+    async def all(self, only: str | None = None) -> dict[str, dict[str, dict[str, Variant]]]:
+        """Properties by path and interface, of all objects or of one."""
+        objects: dict[str, dict[str, dict[str, Variant]]] = {}
+        if only in (None, ROOT):
+            objects[ROOT] = {MANAGER: await self._read_status()}
         for peer in self._node.book:
-            objects[busapi.peer_path(peer.peer_id)] = {PEER: busvalues.of_peer(peer)}
+            if only in (None, path := busapi.peer_path(peer.peer_id)):
+                objects[path] = {PEER: busvalues.of_peer(peer)}
         for exec_id, job in self._jobs.shown.items():
-            objects[busapi.job_path(exec_id)] = {JOB: busvalues.of_job(job)}
+            if only in (None, path := busapi.job_path(exec_id)):
+                objects[path] = {JOB: busvalues.of_job(job)}
         return objects
 
     async def begin(self) -> None:

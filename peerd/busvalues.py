@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -57,10 +58,12 @@ def reply(command: Command, answer: Answer, sink: Collected) -> list[Any]:
         if answer.error:
             sink.say(answer.error.text.rstrip("\n"))
         return [outcome, answer.status, bytes(sink.streams["stdout"]), bytes(sink.streams["stderr"])]
-    if answer.error and answer.status:
+    if answer.error and answer.status and answer.data is None:
         raise answer.error
     if not command.data:
         return [_text(answer.text)]
+    if len(json.dumps(answer.data)) > busapi.MAX_DATA:
+        raise PeerdError(Code.TOO_MUCH_OUTPUT, reason=f"more than {busapi.MAX_DATA} bytes; ask for less (limit, lines)")
     return [[_dictionary(row) for row in answer.data] if command.many else _dictionary(answer.data)]
 
 
@@ -84,7 +87,8 @@ def of_peer(peer: Peer) -> dict[str, Variant]:
 
 
 def of_job(job: Job) -> dict[str, Variant]:
-    """The properties of a job."""
+    """The properties of a job, the command cut where it is long."""
+    job = job.shortened()
     fields = {
         name: getattr(job, name) for name in ("exec_id", "peer", "caller", "directory", "line", "user", "detached")
     }

@@ -16,7 +16,8 @@ from typing import Any
 import click
 
 from peerd.commands import BY_NAME, COMMANDS, Command, Option
-from peerd.errors import EXIT_FAILURE, EXIT_USAGE
+from peerd.errors import EXIT_FAILURE, EXIT_USAGE, KINDS, Code
+from peerd.render import complete_record, event_line
 
 PROG = "d"
 COMPLETE = "--complete"
@@ -185,16 +186,27 @@ def without_daemon(argv: Sequence[str], path: str, error: OSError) -> Reply:
         return _complain(
             "Permission denied: only root and members of the group peerd may use d",
             "To join the group: adduser USER peerd (as root), then log in again",
+            code=Code.DENIED,
+            asked=parsed,
         )
     return _complain(
         f"Cannot reach peerd on this machine: {error.strerror} ({path})",
         "Is it running? systemctl status peerd.socket peerd.service",
         "To start it: systemctl start peerd.socket",
+        code=Code.CONNECT_FAILED,
+        asked=parsed,
     )
 
 
-def _complain(*lines: str) -> Reply:
-    return Reply(stderr="\n  ".join(lines) + "\n", status=EXIT_FAILURE)
+def _complain(*lines: str, code: Code, asked: Invocation) -> Reply:
+    """Why there is nobody to do what was asked; also as a record where that was to be printed."""
+    told, nothing = "", bytearray()
+    if asked.json and BY_NAME[asked.command].record:
+        why = {"code": code.value, "message": lines[0], "hints": lines[1:]}
+        outcome = KINDS[code].outcome.value
+        record: dict[str, object] = {"exec_id": None, "outcome": outcome, "exit_status": EXIT_FAILURE, "error": why}
+        told = event_line("result", record) if asked.stream else complete_record(record, nothing, nothing)
+    return Reply(told, "\n  ".join(lines) + "\n", EXIT_FAILURE)
 
 
 def complete(words: Sequence[str], known: Callable[[str], Iterable[str]]) -> list[str]:

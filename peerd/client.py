@@ -15,6 +15,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal
     from typing import Any
+
+    from peerd.clientstdin import Stdin
 else:
     import _signal as signal
 
@@ -28,8 +30,6 @@ _ATTEMPTS = 5
 """Connections that are tried one after another; each of them waits until the daemon runs."""
 _CHUNK = 512 * 1024
 _LINE = 4096
-# inode(7), as of the module stat, which is not loaded otherwise.
-_S_IFMT, _S_IFIFO, _S_IFCHR = 0o170000, 0o010000, 0o020000
 _WINDOWS = {2: 1024 * 1024, 3: 4 * 1024 * 1024}
 """Bytes of standard input that may be under way, and that are held to be sent again, by the version of the protocol."""
 _GREETING_LIMIT = 20.0
@@ -42,8 +42,8 @@ class _Gone(Exception):
     """The daemon ended the connection before it had said all."""
 
 
-class _Unwritable(Exception):
-    """Standard output or standard error takes no more; the cause says why."""
+class _Unusable(Exception):
+    """A standard stream takes or gives no more; the cause says why."""
 
 
 def main() -> int:
@@ -71,17 +71,19 @@ def main() -> int:
                 if not call.may_go_on():
                     raise
     except TimeoutError:
-        _complain("peerd does not answer", "What is wrong with it: systemctl status peerd, journalctl -u peerd -n 50")
-        return EXIT_FAILURE
-    except _Unwritable as error:
+        return call.fail(
+            "peerd does not answer", "What is wrong with it: systemctl status peerd, journalctl -u peerd -n 50"
+        )
+    except _Unusable as error:
         # Who reads our output has gone, or its disk is full. The daemon sees us go and stops the command.
         if isinstance(error.__cause__, BrokenPipeError):
             return SIGNAL_BASE + signal.SIGPIPE
-        _complain(f"Cannot write output: {error.__cause__}", "The command was stopped.")
+        _complain(str(error), "The command was stopped.")
         return EXIT_FAILURE
     except (_Gone, ConnectionError):
-        _complain("peerd ended the connection before the command's result", "What happened: journalctl -u peerd -n 50")
-        return EXIT_FAILURE
+        return call.fail(
+            "peerd ended the connection before the command's result", "What happened: journalctl -u peerd -n 50"
+        )
 
 
 class _Call:
@@ -91,8 +93,9 @@ class _Call:
     :ivar broken: how many broke since the daemon last said something
     """
 
+    connection: socket
+
     def __init__(self, arguments: list[str]) -> None:
-        self.connection = socket(AF_UNIX, SOCK_STREAM)
         self.broken = 0
         self._arguments = arguments
         self._buffer = bytearray()
@@ -105,13 +108,11 @@ class _Call:
         self._offsets = dict.fromkeys(_STREAMS, 0)
         self._confirmed = 0
         self._opened: dict[str, int] = {}
+        self._watched = -1
         self._events = self._started = False
         self._collected: dict[str, bytearray] | None = None
-        # Standard input as it was read: the offsets where what is held begins and ends, of what is to be sent next and
-        # of what may not be sent yet.
-        self._held: list[bytes] = []
-        self._base = self._end = self._next = self._until = self._window = 0
-        self._input_ended = self._end_sent = False
+        self._stdin: Stdin | None = None
+        self._window = 0
         self._all_said = False
 
     def may_go_on(self) -> bool:
@@ -119,8 +120,18 @@ class _Call:
         self.broken += 1
         self._cancellable = False
         self._buffer.clear()
-        self._until = 0
+        if self._stdin:
+            self._stdin.withdraw()
         return self.broken <= _ATTEMPTS and not self._cancelled and (bool(self._exec_id) or not self._accepted)
+
+    def fail(self, sentence: str, hint: str) -> int:
+        """Say why there is no result, also in the record where one was to be printed; the exit status."""
+        _complain(sentence, hint)
+        if self._collected is not None:
+            error = {"code": "lost", "message": sentence, "hints": [hint]}
+            record = {"exec_id": self._exec_id or None, "outcome": "lost", "exit_status": EXIT_FAILURE, "error": error}
+            self._print_record(record)
+        return EXIT_FAILURE
 
     def converse(self) -> int:
         """Ask, and do what the daemon says until it says the exit status."""
@@ -138,7 +149,9 @@ class _Call:
         if self._exec_id:
             invoke["resume"] = {"execId": self._exec_id, "step": self._step, **self._offsets}
         for number in _CANCELLING:
-            signal.signal(number, self._cancel)
+            # What is ignored stays so: nohup(1).
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._cancel)
         # The socket is systemd's and takes connections for a daemon that cannot start, too.
         connection.settimeout(_GREETING_LIMIT)
         hello = {"type": "hello", "protocol": OLDEST_PROTOCOL, "newest": PROTOCOL, "version": "d"}
@@ -176,21 +189,17 @@ class _Call:
                 self._print_event("started", {})
             self._started = True
         elif kind == "stdinWindow":
-            self._until = frame["until"]
-            if "from" in frame:
-                self._next, self._end_sent = frame["from"], False
-            while self._held and self._base + len(self._held[0]) <= self._until - self._window:
-                self._base += len(self._held.pop(0))
+            if self._stdin is None:
+                from peerd.clientstdin import Stdin
+
+                self._stdin = Stdin(_CHUNK)
+            self._stdin.grant(frame, self._window)
         elif kind == "collect":
             self._events = frame["events"]
             self._collected = self._collected or {stream: bytearray() for stream in _STREAMS}
         elif kind == "exit":
-            if self._events:
-                self._print_event("result", frame["record"])
-            elif self._collected is not None:
-                from peerd.render import complete_record
-
-                _write(1, complete_record(frame["record"], **self._collected).encode())
+            if self._collected is not None:
+                self._print_record(frame["record"])
             return int(frame["status"])
         elif kind == "error":
             _complain(frame["message"])
@@ -215,7 +224,11 @@ class _Call:
         :raises _Gone: when the daemon goes meanwhile, before it has said all
         """
         if stream not in self._opened:
-            self._opened[stream] = _open_again(_STREAMS[stream])
+            from peerd.clientpipes import open_again
+
+            self._opened[stream], is_pipe = open_again(_STREAMS[stream])
+            if is_pipe and stream == "stdout":
+                self._watched = self._opened[stream]
         fd, view = self._opened[stream], memoryview(data)
         while view:
             written = _write_some(fd, view, None if self._all_said else self.connection)
@@ -259,6 +272,15 @@ class _Call:
             self._confirmed = sum(self._offsets.values())
             self._send({"type": "ack", "execId": self._exec_id, **self._offsets})
 
+    def _print_record(self, record: "dict[str, Any]") -> None:
+        assert self._collected is not None
+        if self._events:
+            self._print_event("result", record)
+        else:
+            from peerd.render import complete_record
+
+            _write(1, complete_record(record, **self._collected).encode())
+
     def _print_event(self, event: str, fields: "dict[str, Any]") -> None:
         from peerd.render import event_line
 
@@ -281,43 +303,40 @@ class _Call:
 
     def _send_stdin(self) -> bool:
         """Send some of standard input, if there is any to send and the daemon has nothing to say first."""
-        room = min(self._until - self._next, _CHUNK)
-        if self._end_sent or room <= 0:
+        stdin = self._stdin
+        if stdin is None or not stdin.room:
             return False
-        data = self._unsent()[:room]
-        if not data and not self._input_ended:
-            import select
-
-            if self.connection.fileno() in select.select([self.connection.fileno(), 0], [], [])[0]:
+        if stdin.lacking:
+            if self.connection.fileno() in self._wait_for(0):
                 return False
-            data = self._read(room)
-        self._next += len(data)
-        self._end_sent = not data
+            try:
+                stdin.read()
+            except OSError as error:
+                raise _Unusable(f"Cannot read standard input: {error}") from error
+        data = stdin.take()
         self._send({"type": "stdin", "size": len(data)} if data else {"type": "stdin"}, data)
         return True
 
-    def _unsent(self) -> bytes:
-        """What is held from the next offset on, as far as it was read at once."""
-        start = self._end
-        for data in reversed(self._held):
-            start -= len(data)
-            if start <= self._next:
-                return data[self._next - start :]
-        return b""
+    def _wait_for(self, *more: int) -> list[int]:
+        """Wait for the daemon to say something, or for one of more descriptors to be readable; which of them are.
 
-    def _read(self, most: int) -> bytes:
-        if not self._end:
-            _widen(0)
-        data = posix.read(0, most)
-        if self._held and len(self._held[-1]) + len(data) <= _LINE:
-            self._held[-1] += data
-        elif data:
-            self._held.append(data)
-        self._end += len(data)
-        self._input_ended = not data
-        return data
+        :raises _Unusable: when who read our output goes meanwhile; the command may write no more, so as to notice
+        """
+        import select
+
+        poll = select.poll()
+        for fd in (self.connection.fileno(), *more):
+            poll.register(fd, select.POLLIN)
+        if self._watched >= 0:
+            poll.register(self._watched, 0)
+        ready = [fd for fd, _ in poll.poll()]
+        if self._watched in ready:
+            raise _Unusable from BrokenPipeError()
+        return ready
 
     def _receive(self, most: int) -> bytes:
+        if self._watched >= 0:
+            self._wait_for()
         data = self.connection.recv(most)
         if not data:
             raise _Gone
@@ -337,29 +356,6 @@ class _Call:
         data = bytes(memoryview(self._buffer)[:size])
         del self._buffer[:size]
         return data
-
-
-def _widen(pipe: int) -> None:
-    """Let a pipe hold as much as two messages do (F_SETPIPE_SZ of fcntl(2)); not where it is no pipe."""
-    import fcntl
-
-    try:
-        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 2 * _CHUNK)
-    except OSError:
-        pass
-
-
-def _open_again(fd: int) -> int:
-    """A pipe or terminal, opened once more for this process alone (proc_pid_fd(5)), so that writing to it never waits.
-
-    Where that cannot be done, and for a file, which has its offset, it is the descriptor itself.
-    """
-    try:
-        if posix.fstat(fd).st_mode & _S_IFMT in (_S_IFIFO, _S_IFCHR):
-            return posix.open(f"/proc/self/fd/{fd}", posix.O_WRONLY | posix.O_NONBLOCK | posix.O_NOCTTY)
-    except OSError:
-        pass
-    return fd
 
 
 def _write(fd: int, data: bytes) -> None:
@@ -383,11 +379,14 @@ def _write_some(fd: int, data: memoryview, connection: socket | None = None) -> 
             if all(ready != fd for ready, _ in poll.poll()):
                 return 0
         except OSError as error:
-            raise _Unwritable from error
+            raise _Unusable(f"Cannot write output: {error}") from error
 
 
 def _complain(*lines: str) -> None:
-    posix.write(2, ("\n  ".join(lines) + "\n").encode("utf-8", "backslashreplace"))
+    try:
+        posix.write(2, ("\n  ".join(lines) + "\n").encode("utf-8", "backslashreplace"))
+    except OSError:
+        pass  # The exit status still says it.
 
 
 def _without_daemon(arguments: list[str], path: bytes, error: OSError) -> int:

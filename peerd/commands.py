@@ -13,6 +13,7 @@ from peerd.app import ALL, DEFAULT_PATTERN, MODES
 from peerd.config import SETTINGS
 from peerd.errors import Outcome
 
+_OUTCOMES = tuple(outcome.value for outcome in Outcome)
 _DEFAULTS = {setting.name: setting.default for setting in SETTINGS}
 
 
@@ -197,7 +198,7 @@ COMMANDS: tuple[Command, ...] = (
         "List what ran here and what was asked from here, the newest first.",
         (
             _peer("Only what has this peer at the other end.", False),
-            Option("--outcome", "Only what ended so.", "OUTCOME", str, choices=tuple(Outcome)),
+            Option("--outcome", "Only what ended so.", "OUTCOME", str, choices=_OUTCOMES),
             Option("--since", "Only what started since: 30m, 2h, 7d ago, or at a time.", "TIME", validate.since),
             Option("--limit", "At most so many (100).", "COUNT", validate.count),
         ),

@@ -62,13 +62,17 @@ class Execution:
             program = validate.arguments(argv) if argv else ()
         except ValueError as error:
             raise PeerdError(Code.USAGE, reason=f"The program and its arguments: {error}") from None
+        try:
+            variables = validate.variables(env)
+        except ValueError as error:
+            raise PeerdError(Code.USAGE, reason=f"--env: {error}") from None
         request = ExecRequest(
             new_exec_id(),
             directory,
             shell_cmd,
             program,
             timeout=timeout,
-            env=dict(env),
+            env=variables,
             user=user,
             login=login,
             stdin=stdin,

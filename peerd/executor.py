@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from peerd import connection, fdstore, guard, handles, history, run, scopes, turns
+from peerd import connection, guard, handles, history, run, scopes, turns
 from peerd.audience import Audience
 from peerd.config import Config
 from peerd.errors import Code, Outcome, PeerdError
@@ -27,7 +27,6 @@ from peerd.streams import Output, Room, Window
 
 _REMEMBERED = 10_000
 """How many exec ids are remembered in memory, so that none runs twice even where the history cannot be written."""
-_STDIN_NAME = ".stdin"
 _DEPLOY = Path(__file__).with_name("deploy.sh")
 _DEPLOY_TIME = 300.0
 """Seconds for a deploy beside its build: to see that peerd works, to roll back, and to see it again."""
@@ -75,9 +74,8 @@ class Executor:
         :param kept: the descriptors that systemd kept, by name
         """
         self._spawner.start()
-        for name, descriptors in kept.items():
-            if not name.endswith(_STDIN_NAME):
-                self._adopt(name, descriptors, kept.get(f"{name}{_STDIN_NAME}", []))
+        for name, descriptors, stdin in handles.kept_commands(kept):
+            self._adopt(name, descriptors, stdin)
         for entry in self._history.find(history.RAN, outcome="", limit=_REMEMBERED):
             if entry.job.exec_id not in self._runs:
                 lost = PeerdError(Code.CUT_OFF, peer=self._name())
@@ -120,6 +118,7 @@ class Executor:
         except PeerdError as error:
             job = Job.of(request, self._name(), str(caller), time.time_ns() // 1000)
             self._record(replace(job, result=ExecResult.failure(error)), caller.peer, error.code is not Code.DUPLICATE)
+            self._history.trim(self._config().history_limit)
             raise
 
     async def detach(self, request: ExecRequest, caller: Caller) -> ExecResult:
@@ -167,13 +166,12 @@ class Executor:
         self._changed()
         self._watch_over(one)
 
-    def _adopt(self, name: str, descriptors: Sequence[int], stdin: Sequence[int]) -> None:
+    def _adopt(self, name: str, descriptors: Sequence[int], stdin: int | None) -> None:
         try:
-            ours, start, notes = handles.adopt(name, descriptors, stdin[0] if stdin else None)
+            ours, start, notes = handles.adopt(name, descriptors, stdin)
         except HandlesError as error:
             log(Event.INTERNAL_ERROR, f"{name} cannot be taken up again: {error}")
-            fdstore.forget(name)
-            fdstore.forget(f"{name}{_STDIN_NAME}")
+            handles.forget(name)
             return
         exec_id = start.request.exec_id
         spools = self._storage.open(exec_id, live=True) if start.request.detach else ours.spools
@@ -384,12 +382,13 @@ class Executor:
     async def _replay(self, exec_id: str, session: Session, offsets: Offsets) -> ExecResult | None:
         """The same for a command that has ended and that is not in memory any more."""
         job = self.job(exec_id)
-        assert job.result is not None
+        if job.result is None:
+            raise PeerdError(Code.OUTPUT_GONE, exec_id=exec_id)
         await session.sink.started()
-        if job.result.outcome is not Outcome.LOST and job.result.sizes != offsets:
-            spools = self._storage.open(exec_id) if job.detached else None
-            if spools is None:
-                raise PeerdError(Code.OUTPUT_GONE, exec_id=exec_id)
+        spools = self._storage.open(exec_id) if job.detached else None
+        if spools is None and job.result.outcome is not Outcome.LOST and job.result.sizes != offsets:
+            raise PeerdError(Code.OUTPUT_GONE, exec_id=exec_id)
+        if spools:
             output = Output(exec_id, {}, spools, Window())
             output.end()
             try:

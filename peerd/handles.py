@@ -14,7 +14,7 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -137,11 +137,7 @@ class Handles:
         fdstore.keep(self.name, [self.memo, *roles.values()])
         if self.stdin:
             # By itself, because the command sees the end of its input only when no copy is left.
-            fdstore.keep(self._stdin_name, [self.stdin[1]])
-
-    @property
-    def _stdin_name(self) -> str:
-        return f"{self.name}.{_STDIN}"
+            fdstore.keep(_stdin_of(self.name), [self.stdin[1]])
 
     def note(self, text: str) -> None:
         """Remember across a restart what happened: :data:`CANCELLED` or :data:`RELEASED`."""
@@ -156,7 +152,7 @@ class Handles:
             self.stdin[0].close()
             self.stdin = None
             if self.name:
-                fdstore.forget(self._stdin_name)
+                fdstore.forget(_stdin_of(self.name))
 
     def close(self, forget: bool) -> None:
         """Close them.
@@ -177,6 +173,20 @@ class Handles:
             self.memo = -1
         if forget and self.name:
             fdstore.forget(self.name)
+
+
+def kept_commands(kept: Mapping[str, Sequence[int]]) -> Iterator[tuple[str, Sequence[int], int | None]]:
+    """What systemd kept, by command: its name, its descriptors, and the pipe that was kept by itself, or None."""
+    for name, descriptors in kept.items():
+        if not name.endswith(_stdin_of("")):
+            stdin = kept.get(_stdin_of(name))
+            yield name, descriptors, stdin[0] if stdin else None
+
+
+def forget(name: str) -> None:
+    """Have systemd let go of all that it keeps of a command."""
+    fdstore.forget(name)
+    fdstore.forget(_stdin_of(name))
 
 
 def adopt(name: str, descriptors: Sequence[int], stdin_pipe: int | None) -> tuple[Handles, Start, frozenset[str]]:
@@ -219,6 +229,11 @@ def adopt(name: str, descriptors: Sequence[int], stdin_pipe: int | None) -> tupl
     if handles.stdin is None and "stdin.spool" in ours:
         os.close(ours["stdin.spool"])
     return handles, start, frozenset(line.decode() for line in lines[1:] if line)
+
+
+def _stdin_of(name: str) -> str:
+    """The name under which the pipe of a command's standard input is kept."""
+    return f"{name}.{_STDIN}"
 
 
 def _widen(pipe: int) -> None:

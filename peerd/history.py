@@ -21,11 +21,14 @@ from peerd.journal import Event, log
 
 RAN = "ran"
 ASKED = "asked"
-SIDES = (RAN, ASKED)
 SCHEMA_VERSION = 1
 """Kept in the database as PRAGMA user_version (sqlite.org/pragma.html)."""
 
 _TRIM_EVERY = 1000
+_MOST_UNWRITTEN = 200
+"""Commands whose ends are held in memory while they cannot be stored."""
+_PEER, _OUTCOME, _JOB = 2, 4, 6
+"""Columns of a row."""
 _SOON = 0.01
 """Seconds until what may wait is stored: most commands, seen from their callers, are over by then."""
 # Four of these are in the way of every command; building them from the model takes longer than doing what they say.
@@ -79,7 +82,8 @@ class History:
 
         self._rows: Any = Row
         self._stored = 0
-        self._waiting: dict[tuple[str, str], tuple[object, ...]] = {}
+        self._waiting: dict[tuple[str, str], tuple[Any, ...]] = {}
+        self._unwritten: set[tuple[str, str]] = set()
         self._due: asyncio.TimerHandle | None = None
         self._store.open()
 
@@ -115,8 +119,14 @@ class History:
                     self._database.execute_sql(_PUT, row)
         except PeerdError as error:
             why = error.details["reason"]
-            for _, exec_id in rows:
-                log(Event.STATE_UNWRITABLE, f"The history does not have {exec_id}: {why}", exec_id=exec_id)
+            for key in rows.keys() - self._unwritten:
+                log(Event.STATE_UNWRITABLE, f"The history does not have {key[1]}: {why}", exec_id=key[1])
+            # How a command ended nobody will say again.
+            ended = [(key, row) for key, row in rows.items() if row[_OUTCOME]]
+            self._waiting = dict(ended[-_MOST_UNWRITTEN:])
+            self._unwritten = set(self._waiting)
+        else:
+            self._unwritten.clear()
 
     def has(self, side: str, exec_id: str) -> bool:
         """Whether there is a command with this id on one side."""
@@ -136,6 +146,8 @@ class History:
     def get(self, side: str, exec_id: str) -> Entry | None:
         """The command with this id on one side, or None."""
         self.catch_up()
+        if waits := self._waiting.get((side, exec_id)):
+            return Entry(side, waits[_PEER], Job.from_wire(json.loads(waits[_JOB])))
         try:
             row = self._rows.get_or_none(exec_id=exec_id, side=side)
         except peewee.DatabaseError:
@@ -190,7 +202,7 @@ class History:
         self._store.close()
 
 
-def _row(side: str, peer: str, job: Job) -> tuple[object, ...]:
+def _row(side: str, peer: str, job: Job) -> tuple[Any, ...]:
     outcome = job.result.outcome.value if job.result else ""
     return job.exec_id, side, peer, job.started_usec, outcome, job.detached, json.dumps(job.shortened().to_wire())
 

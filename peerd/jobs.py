@@ -74,15 +74,13 @@ class Jobs:
 
     async def do_wait_job(self, session: Session, job: str, peer: str | None = None) -> Answer:
         """Wait for the end of a job."""
-        ended = await self._ask(session, job, peer, "waitJob")
-        assert ended.result is not None
-        return Answer(record(ended), error=ended.result.error, status=ended.result.exit_status)
+        ended, result = await self._end(session, job, peer, "waitJob")
+        return Answer(record(ended), error=result.error, status=result.exit_status)
 
     async def do_cancel_job(self, session: Session, job: str, peer: str | None = None) -> Answer:
         """Stop a job and all that it started."""
-        ended = await self._ask(session, job, peer, "cancelJob")
-        assert ended.result is not None
-        return Answer(text=f"{job} on {ended.peer} ended: {ended.result.outcome}, all that it started is gone")
+        ended, result = await self._end(session, job, peer, "cancelJob")
+        return Answer(text=f"{job} on {ended.peer} ended: {result.outcome}, all that it started is gone")
 
     async def do_attach_job(self, session: Session, job: str, peer: str | None = None) -> Answer:
         """All output of a detached job from its beginning, then live."""
@@ -115,7 +113,7 @@ class Jobs:
             return await self._executor.attend(job, session, offsets)
         other = await self._execution.remote(peer, job, session, begun, patience)
         result = await unless_cancelled(session, other.attach(offsets, begun))
-        self._learn(job, result)
+        self._learn(peer, job, result)
         return result
 
     async def do_history(
@@ -134,13 +132,14 @@ class Jobs:
         return Answer([{"side": entry.side, **record(entry.job)} for entry in found])
 
     async def _refresh(self) -> None:
-        """Ask after detached jobs of whose end nothing is known here."""
+        """Ask after commands of whose end nothing is known here: detached, or cut off from their callers."""
 
         async def ask(entry: Entry) -> None:
             with contextlib.suppress(PeerdError):
-                self._learn(entry.job.exec_id, (await self.request("getJob", entry.job.exec_id, entry.peer)).result)
+                job = await self.request("getJob", entry.job.exec_id, entry.peer)
+                self._learn(entry.peer, job.exec_id, job.result)
 
-        entries = self._history.find(history.ASKED, outcome="", detached=True, limit=_AT_ONCE)
+        entries = self._history.find(history.ASKED, outcome="", limit=_AT_ONCE)
         await asyncio.gather(*(ask(entry) for entry in entries))
 
     @property
@@ -148,11 +147,11 @@ class Jobs:
         """The other peers that are online."""
         return [peer for peer in self._node.book.all() if peer.is_online and peer.peer_id != self._node.peer_id]
 
-    def _learn(self, exec_id: str, result: ExecResult | None) -> None:
-        """Complete what the history says of a job that was asked from here."""
+    def _learn(self, peer: str, exec_id: str, result: ExecResult | None) -> None:
+        """Complete what the history says of a job that was asked of this peer from here."""
         entry = self._history.get(history.ASKED, exec_id)
-        if result and entry and entry.job.result is None:
-            self._history.put(history.ASKED, entry.peer, replace(entry.job, result=result))
+        if result and entry and entry.peer == peer and entry.job.result is None:
+            self._history.put(history.ASKED, peer, replace(entry.job, result=result))
 
     async def _locate(self, job: str, peer: str | None) -> str:
         """The id of the peer where a job runs or ran.
@@ -186,17 +185,29 @@ class Jobs:
     async def _ask(self, session: Session, job: str, peer: str | None, type_: str) -> Job:
         """Do what a message says with a job, wherever it runs.
 
-        :raises PeerdError: NO_SUCH_JOB; CANCELLED where the caller has waited enough
+        :raises PeerdError: NO_SUCH_JOB; NOT_WAITED where the caller has waited enough
         """
-        answer = await unless_cancelled(session, self.request(type_, job, await self._locate(job, peer)))
+        where = await self._locate(job, peer)
+        answer = await unless_cancelled(session, self.request(type_, job, where))
         if answer is None:
             raise PeerdError(Code.NOT_WAITED, exec_id=job)
-        self._learn(answer.exec_id, answer.result)
+        self._learn(where, job, answer.result)
         return answer
+
+    async def _end(self, session: Session, job: str, peer: str | None, type_: str) -> tuple[Job, ExecResult]:
+        """The same with a message that is answered once the job has ended; also how it did.
+
+        :raises PeerdError: as :meth:`_ask`; INTERNAL where nobody knows how it ended
+        """
+        ended = await self._ask(session, job, peer, type_)
+        if ended.result is None:
+            raise PeerdError(Code.INTERNAL, reason=f"how {job} ended is not known on {ended.peer}")
+        return ended, ended.result
 
     async def request(self, type_: str, job: str, peer: str) -> Job:
         """Do what a message (getJob, waitJob, cancelJob) says with a job of a peer.
 
+        :returns: the job; which one of whose it is we know better than the answer
         :raises PeerdError: NO_SUCH_JOB, or why the peer cannot be asked
         """
         if peer == self._node.peer_id:
@@ -210,7 +221,8 @@ class Jobs:
                 async with self._node.pool.borrow(target.ip_address) as link, asyncio.timeout(limit):
                     begun, broken = True, None
                     await link.send(type_, {"execId": job})
-                    return Job.from_wire((await link.expect("reply")).fields.get("job"))
+                    told = Job.from_wire((await link.expect("reply")).fields.get("job"))
+                    return replace(told, exec_id=job, peer=target.peer_id)
             except OSError as error:
                 # A wait goes on where peerd was restarted at the other end.
                 broken = broken or time.monotonic()
@@ -222,7 +234,7 @@ class Jobs:
         try:
             async with self._node.pool.borrow(peer.ip_address) as link, asyncio.timeout(self._config().connect_timeout):
                 await link.send("listJobs")
-                return await _receive(link)
+                return [replace(job, peer=peer.peer_id) for job in await _receive(link)]
         except OSError as error:
             raise remote.connect_failed(peer, error) from None
 

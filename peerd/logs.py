@@ -41,7 +41,7 @@ class Reader:
         if self._running >= _MAX_READERS:
             raise PeerdError(Code.BUSY, reason=f"{_MAX_READERS} readers of the journal already")
         arguments = ["--output=json", "--all", "--quiet", "--no-pager", f"--lines={query.count}"]
-        arguments += [f"--since=@{query.since:.0f}"] * bool(query.since) + ["--follow"] * query.follow
+        arguments += [f"--since=@{query.since:.6f}"] * bool(query.since) + ["--follow"] * query.follow
         # Other users can write records that look like peerd's.
         matches = ["SYSLOG_IDENTIFIER=peerd", f"_UID={os.getuid()}"]
         self._running += 1
@@ -63,7 +63,11 @@ class Reader:
                 *whole, rest = (rest + chunk).split(b"\n")
                 if len(rest) > _MAX_LINE:
                     raise PeerdError(Code.INTERNAL, reason="a record of the journal is too long")
-                if batch := [record for line in whole if (record := records.from_journal(line))]:
+                try:
+                    batch = [record for line in whole if (record := records.from_journal(line))]
+                except ValueError as error:
+                    raise PeerdError(Code.INTERNAL, reason=f"journalctl: {error}") from None
+                if batch:
                     yield batch
             if not _any(stops) and await process.wait():
                 said = (await process.stderr.read(_CHUNK)).decode("utf-8", "replace").strip()
@@ -101,7 +105,10 @@ class Logs:
         if follow:
             return Answer(more=batches)
         async with contextlib.aclosing(batches):
-            return Answer([record async for batch in batches for record in batch])
+            found = [record async for batch in batches for record in batch]
+        if lines is None and since and len(found) >= query.count:
+            session.say(f"These are the last {len(found)} records; for earlier ones there: journalctl -t peerd")
+        return Answer(found)
 
     async def _of_peer(self, target: Peer, query: Query, stops: Stops) -> Batches:
         try:

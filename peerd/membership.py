@@ -133,8 +133,11 @@ class Membership:
             raise remote.connect_failed(target, error) from None
 
     async def _become(self, identity: Identity, prefix: str, session: Session) -> Answer:
-        waiting = f"Waiting for the leader at {identity.leader_address}"
-        patience = asyncio.get_running_loop().call_later(_PATIENCE, session.say, waiting)
+        def wait() -> None:
+            if identity.role == WORKER:
+                session.say(f"Waiting for the leader at {identity.leader_address}")
+
+        patience = asyncio.get_running_loop().call_later(_PATIENCE, wait)
         try:
             error = await self._node.become(identity)
         finally:

@@ -80,11 +80,13 @@ def _outcome(value: object) -> Outcome:
 
 
 def _variables(value: object) -> dict[str, str]:
-    if not isinstance(value, dict) or len(value) > validate.MAX_VARIABLES:
-        raise ValueError(f"must be an object of at most {validate.MAX_VARIABLES} variables")
-    return dict(
-        validate.assignment(f"{name}={validate.string(text, 'variable', validate.MAX_COMMAND)}")
-        for name, text in value.items()
+    if not isinstance(value, dict):
+        raise ValueError("must be an object")
+    return validate.variables(
+        [
+            validate.assignment(f"{name}={validate.string(text, 'variable', validate.MAX_COMMAND)}")
+            for name, text in value.items()
+        ]
     )
 
 

@@ -84,7 +84,7 @@ async def dial(address: str, port: int) -> socket.socket:
             raise
         else:
             return connection
-    raise OSError(errno.EADDRNOTAVAIL, "no free local port below 1024")
+    raise OSError(f"{len(_LOCAL_PORTS)} connections to it from here already, which is all that there are ports for")
 
 
 def tune(connection: socket.socket) -> None:

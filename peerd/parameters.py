@@ -27,10 +27,11 @@ def check(name: str, given: object) -> dict[str, Any]:
     """
     command = BY_NAME[name]
     options = {option.name: option for option in command.options}
+    rest = [command.rest] if command.rest else []
     pairs = {} if given is None else given
     if not isinstance(pairs, dict):
         raise PeerdError(Code.BAD_MESSAGE, reason="params must be an object")
-    unknown = [key for key in pairs if key not in options and key != command.rest]
+    unknown = [key for key in pairs if key not in [*options, *rest]]
     missing = [key for key, option in options.items() if option.required and key not in pairs]
     if unknown or missing:
         raise PeerdError(Code.USAGE, reason=f"{name}: unknown {unknown}, missing {missing}")

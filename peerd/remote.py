@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from peerd import connection, validate
+from peerd import connection, protocol, validate
 from peerd.connection import Connection
 from peerd.errors import Code, Outcome, PeerdError
 from peerd.journal import Event, log
@@ -46,15 +46,20 @@ class Remote:
         self._relay = Relay(session)
         self._heard = 0
         self._boot = ""
+        self._order = b""
         self._asking: Callable[[], None] = lambda: None
 
     async def execute(self, request: ExecRequest, asking: Callable[[], None] = lambda: None) -> ExecResult:
         """Have the peer run a command, and pass on what it says until it has ended; of a detached one, has started.
 
         :param asking: called at the last moment at which it certainly was not started
-        :raises PeerdError: CONNECT_FAILED, LOST, or why the peer refuses
+        :raises PeerdError: USAGE, CONNECT_FAILED, LOST, or why the peer refuses
         """
         self._asking = asking
+        try:
+            self._order = protocol.encode("execRequest", request.to_wire())
+        except PeerdError:
+            raise PeerdError(Code.USAGE, reason="The command and its variables are too long together") from None
         return await self._hear(request, False)
 
     async def attach(self, offsets: Offsets, begun: bool) -> ExecResult:
@@ -93,10 +98,14 @@ class Remote:
                         if not asked:
                             self._asking()
                         self._boot, asked = boot, asked + 1
-                        await link.send("execRequest", request.to_wire())
+                        link.post_encoded(self._order)
+                        await link.drain()
                     else:
                         await link.send("attachJob", {"execId": self._exec_id, **self._offsets})
                     result = await self._converse(link, bool(request and request.detach))
+                    if not asking and request and request.detach:
+                        # The other end goes on with it here.
+                        link.abort()
                 if asked < 2 or result.error is None or result.error.code is not Code.DUPLICATE:
                     return result
                 # The first request was only late.

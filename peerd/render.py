@@ -113,7 +113,7 @@ def record(job: Job) -> dict[str, object]:
         "command": list(job.command) if isinstance(job.command, tuple) else job.command,
         "user": job.user,
         "detached": job.detached,
-        "started": moment((result.started_usec if result else job.started_usec) / _USEC) or None,
+        "started": moment(((result.started_usec if result else 0) or job.started_usec) / _USEC) or None,
         **known,
     }
 

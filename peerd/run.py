@@ -91,9 +91,11 @@ class Run:
         self._timeout = start.request.timeout or 0.0
         self._name = name
         self._job = Job.of(self.request, name, str(self.caller), start.started_usec)
+        # The scope's time runs from some moment between these two.
+        self._released = start.began
         self._cancelled = cancelled
         self._abandoned = False
-        self._report: dict[str, int | float | str] | None = None
+        self._report: dict[str, int | float] | None = None
         self._reported = asyncio.Event()
         # Set when it has reported, or is to be stopped.
         self._stirred = asyncio.Event()
@@ -106,7 +108,9 @@ class Run:
         return replace(self._job, result=self.result) if self.result else self._job
 
     def release(self) -> None:
-        """Let it run; one that does so already takes no notice."""
+        """Let it run, now that it is in its scope; one that does so already takes no notice."""
+        if not self.began:
+            self._released = time.monotonic()
         # What is noted has been done, or will be by whoever reads the note.
         self._ours.note(handles.RELEASED)
         # A gate that was killed is found out about by what it does not report.
@@ -148,7 +152,7 @@ class Run:
         loop.add_reader(control, self._hear)
         try:
             await self._stirred.wait()
-            stopped_by_us = not self._reported.is_set() and not self._over_time(time.monotonic())
+            stopped_by_us = not self._reported.is_set() and not self._over_time(time.monotonic(), self._start.began)
             gate = self._start.gate
             left = [pid for pid in scopes.processes(self._start.scope) if pid != gate]
             used = scopes.figures(self._start.scope)
@@ -175,8 +179,8 @@ class Run:
             dropped=0 if self._cancelled else self.output.dropped,
         )
 
-    def _over_time(self, now: float) -> bool:
-        return now - self._start.began >= self._timeout
+    def _over_time(self, now: float, since: float) -> bool:
+        return now - since >= self._timeout
 
     async def _stop(self) -> None:
         """End what is left of the tree."""
@@ -210,22 +214,22 @@ class Run:
         self._stirred.set()
 
     def _result(
-        self, report: dict[str, int | float | str] | None, at: float, used: Figures, stopped_by_us: bool, left: int
+        self, report: dict[str, int | float] | None, at: float, used: Figures, stopped_by_us: bool, left: int
     ) -> ExecResult:
         error: PeerdError | None = None
         status = int(report["status"]) if report and "status" in report else None
+        # On a busy machine a scope takes long to make, in which a command that ends by itself has not run.
+        by_itself = status is not None and os.WIFEXITED(status) and not left
+        since = self._released if by_itself else self._start.began
         if stopped_by_us and self._abandoned:
             error = PeerdError(Code.ABANDONED, peer=self._name)
         elif stopped_by_us:
             error = PeerdError(Code.CANCELLED, peer=self._name)
         elif report and "errno" in report:
             number = int(report["errno"])
-            if report["step"] == "directory":
-                code = _DIRECTORY_ERRORS.get(number, Code.NO_ACCESS)
-            else:
-                code = Code.START_FAILED
+            code = _DIRECTORY_ERRORS.get(number, Code.NO_ACCESS)
             error = PeerdError(code, peer=self._name, directory=self.request.directory, reason=os.strerror(number))
-        elif self._over_time(float(report["at"]) if report else at):
+        elif self._over_time(float(report["at"]) if report else at, since):
             error = PeerdError(Code.TIMEOUT, peer=self._name, seconds=f"{self._timeout:g}")
         elif used.oom_kills and status != 0:
             error = PeerdError(Code.OUT_OF_MEMORY, peer=self._name)

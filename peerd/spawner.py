@@ -16,7 +16,7 @@ dictionary in the format of :mod:`marshal`: ``argv``, ``environment``, ``directo
 ``uid``, ``gid`` and ``groups``, and ``resolved`` where the directory must be entered without a symbolic link. One byte
 more releases the command; at the end of the stream in its place, nothing is run. The gate writes :data:`STARTED` when
 the command starts, and then its report, a line of JSON: ``{"status": N, "at": T}``, as from waitpid(2), at that time
-of CLOCK_MONOTONIC in seconds; or instead of both ``{"errno": N, "step": "directory"}``.
+of CLOCK_MONOTONIC in seconds; or instead of both ``{"errno": N}``, why it could not enter the directory.
 The gate stays until the daemon shuts the control socket down, so that the daemon can still read the scope's figures.
 """
 
@@ -109,7 +109,7 @@ def gate(channel: socket) -> NoReturn:
         os._exit(0)
     if failure:
         os.closerange(CONTROL + 1, MAX_DESCRIPTOR)
-        report = f'{{"errno": {failure}, "step": "directory"}}\n'
+        report = f'{{"errno": {failure}}}\n'
     else:
         status = run(control, request, streams)
         report = f'{{"status": {status}, "at": {time.monotonic()}}}\n'

@@ -76,8 +76,9 @@ class Spawner:
 
         :raises OSError: when it cannot be started
         """
-        if self._channel:
+        if self._channel and self._process and self._process.poll() is None:
             return
+        self.close()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
@@ -145,9 +146,10 @@ class Spawner:
             control = socket.socket(fileno=descriptors[0])
             control.setblocking(False)
             self._ready.put_nowait(Gate(control, pid))
+            self._order()
         else:
+            # No more are asked for until somebody needs one: a machine that cannot fork is not helped by trying.
             self._fail(OSError(*problem, os.strerror(*problem)))
-        self._order()
 
     def _fail(self, error: OSError) -> None:
         for _ in range(self._takers):

@@ -23,7 +23,8 @@ from peerd.render import error_fields, render, render_more
 from peerd.service import Service
 from peerd.session import Caller, ConfirmingSink, Resume, Session
 
-_MAX_ARGUMENTS = 4096
+_MAX_ARGUMENTS = 4 * validate.MAX_ARGUMENTS
+"""More than any command takes, which then says so itself."""
 
 
 class UnixFront(Front):

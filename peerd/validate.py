@@ -12,6 +12,7 @@ import math
 import posixpath
 import re
 import time
+from collections.abc import Sequence
 
 MAX_COMMAND = 128 * 1024 - 1
 """Bytes in one argument: MAX_ARG_STRLEN of execve(2) is 32 pages, with the final NUL."""
@@ -25,6 +26,8 @@ MAX_LINES = 10_000
 """Records of a journal that may be asked for at once."""
 
 _MAX_SHOWN = 80
+_FIRST = 1.0
+"""A time before anything happened: 0 says that none is given, and systemd knows none before the epoch."""
 _PEER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _USER = re.compile(r"[a-z_][a-z0-9_.-]{0,30}\$?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
@@ -185,6 +188,13 @@ def assignment(value: object) -> tuple[str, str]:
     return name, content
 
 
+def variables(value: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """The variables of a command's environment, each of them an :func:`assignment`; of two with one name the last."""
+    if len(checked := dict(value)) > MAX_VARIABLES:
+        raise ValueError(f"at most {MAX_VARIABLES} variables")
+    return checked
+
+
 def arguments(value: object) -> tuple[str, ...]:
     """A program and its arguments, to be run without a shell; together within the bound of a shell command."""
     if not isinstance(value, (list, tuple)) or not 0 < len(value) <= MAX_ARGUMENTS:
@@ -231,13 +241,13 @@ def since(value: object) -> float:
     """A time in seconds since the epoch: from RFC 3339, or so long ago: a number with s, m, h or d."""
     text = value if isinstance(value, str) else ""
     if match := _AGO.fullmatch(text):
-        return time.time() - int(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+        return max(time.time() - int(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]], _FIRST)
     try:
         moment = datetime.datetime.fromisoformat(text)
     except ValueError:
         raise ValueError(f"not a time: {shown(value)} (30m, 2h, 7d, or 2026-01-31T12:00:00Z)") from None
     # Without a zone it is local time, as in journalctl(1).
-    return moment.timestamp()
+    return max(moment.timestamp(), _FIRST)
 
 
 def boolean(value: object) -> bool:

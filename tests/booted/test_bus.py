@@ -184,6 +184,9 @@ def test_an_administrator_can_allow_one_kind_of_operation_to_somebody(people: Ma
         people.wait_until(lambda: people.ok(allowed), 20)
         assert "Access denied" in refused(people, f"{EXEC} laptop /tmp hostname 0", AS_BOB)
         assert "Access denied" in refused(people, f"{EXEC} vps / hostname 0", AS_BOB)
+        # What changes the command is part of it.
+        for more in ("env as 1 PATH=/tmp", "login b true"):
+            assert "Access denied" in refused(people, f"{EXEC} laptop / hostname 1 {more}", AS_BOB)
     finally:
         people.run("rm /etc/polkit-1/rules.d/10-bob.rules")
     actions = people.out(f"pkaction | grep ^{busapi.NAME}").splitlines()

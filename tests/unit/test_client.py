@@ -566,6 +566,105 @@ def test_a_terminal_is_told_of_with_its_width(tmp_path: Path) -> None:
     os.close(theirs)
 
 
+def through_shell(script: str) -> Sequence[str]:
+    """A shell that does something before it becomes the program."""
+    return "sh", "-c", f'{script}; exec "$@"', "sh"
+
+
+@pytest.mark.parametrize("name", ["HUP", "INT", "TERM"])
+def test_a_signal_that_is_ignored_stays_so(tmp_path: Path, name: str) -> None:
+    async def main() -> None:
+        async with called(tmp_path, "execOnPeer", through=through_shell(f"trap '' {name}")) as client:
+            begin(client)
+            client.running.process.send_signal(getattr(signal, f"SIG{name}"))
+            await shown(client, b"on")
+            client.wire.link.post("exit", {"status": 0})
+            assert await client.ended() == (0, b"on", b"")
+            assert await client.wire.link.receive() is None
+
+    asyncio.run(main())
+
+
+def test_a_reader_that_has_gone_is_noticed_also_where_nothing_more_comes(tmp_path: Path) -> None:
+    async def main() -> None:
+        with pipe() as (read, write):
+            async with called(tmp_path, "execOnPeer", stdout=write) as client:
+                os.close(write)
+                begin(client)
+                client.wire.link.post("output", {"stream": "stdout"}, b"one\n")
+                await readable(read)
+                os.close(read)
+                assert (await client.ended())[0] == 128 + signal.SIGPIPE
+                assert await client.wire.link.receive() is None
+
+    asyncio.run(main())
+
+
+def test_a_reader_that_has_gone_before_there_is_anything_to_read_is_no_matter(tmp_path: Path) -> None:
+    async def main() -> None:
+        with pipe() as (read, write):
+            async with called(tmp_path, "execOnPeer", stdout=write) as client:
+                os.close(write)
+                os.close(read)
+                begin(client)
+                client.wire.link.post("output", {"stream": "stderr"}, b"done")
+                await client.running.spoke.wait()
+                client.wire.link.post("exit", {"status": 3})
+                assert await client.ended() == (3, b"", b"done")
+
+    asyncio.run(main())
+
+
+def test_input_that_cannot_be_read_is_said(tmp_path: Path) -> None:
+    async def main() -> None:
+        closed = os.open("/dev/null", os.O_WRONLY)
+        async with called(tmp_path, "execOnPeer", stdin=closed) as client:
+            os.close(closed)
+            begin(client)
+            client.wire.link.post("stdinWindow", {"from": 0, "until": 6})
+            status, out, err = await client.ended()
+            assert (status, out) == (255, b"")
+            assert err.startswith(b"Cannot read standard input: ")
+
+    asyncio.run(main())
+
+
+def test_an_error_that_cannot_be_written_has_its_exit_status(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with called(tmp_path, "execOnPeer", through=through_shell("exec 2>/dev/full")) as client:
+            client.wire.link.post("error", {"code": "busy", "message": "Too busy\n"})
+            assert await client.ended() == (255, b"", b"")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_record_is_printed_also_where_the_daemon_went(tmp_path: Path, stream: bool) -> None:
+    async def main() -> None:
+        async with called(tmp_path, "execOnPeer", "--json") as client:
+            client.wire.link.post("collect", {"events": stream})
+            client.wire.link.post("running", {"execId": "", "step": 1})
+            client.wire.link.post("output", {"stream": "stdout"}, b"half")
+            client.wire.link.close()
+            status, out, err = await client.ended()
+            assert status == 255
+            record = json.loads(out.splitlines()[-1] if stream else out)
+            assert (record["outcome"], record["exit_status"], record["error"]["code"]) == ("lost", 255, "lost")
+            assert record["error"]["message"] == err.decode().splitlines()[0]
+            assert record.get("stdout") == (None if stream else "half")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("more", [(), ("--stream",)])
+def test_a_record_is_printed_also_where_there_is_no_daemon(tmp_path: Path, more: Sequence[str]) -> None:
+    asked = ("execOnPeer", "--peer", "vps", "--directory", "/", "--shellCmd", "true", "--json", *more)
+    status, out, err = asyncio.run(without_daemon(tmp_path / "none", *asked))
+    record = json.loads(out)
+    assert (status, record["outcome"], record["exit_status"]) == (255, "unreachable", 255)
+    assert record["error"]["message"] == err.decode().splitlines()[0]
+
+
 def test_help_needs_no_daemon(tmp_path: Path) -> None:
     status, out, err = asyncio.run(without_daemon(tmp_path / "none", "help"))
     assert (status, err) == (0, b"")

@@ -424,7 +424,7 @@ def test_a_call_for_what_there_is_not_is_an_error(tmp_path: Path, fields: dict[s
         {"argv": [1]},
         {"argv": ["a\0b"]},
         {"argv": ["\ud800"]},
-        {"argv": ["x"] * 5000},
+        {"argv": ["x"] * 20_000},
         {"argv": [], "width": 1},
         {"argv": [], "width": "80"},
         {"argv": [], "width": 10**6},

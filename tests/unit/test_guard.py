@@ -68,17 +68,6 @@ def test_a_local_caller_is_not_subject_to_it(records: Journal) -> None:
     assert not records.of(Event.COMMAND_ALLOWED)
 
 
-def test_who_is_denied_may_send_the_same_id_again() -> None:
-    async def main() -> None:
-        async with executing(policy=rule(users=("nobody",))) as executor:
-            for _ in range(2):
-                result = await run_command(executor, request(), caller=PEER)
-                assert result.error is not None
-                assert result.error.code is Code.DENIED
-
-    asyncio.run(main())
-
-
 @pytest.mark.parametrize(
     ("directory", "status"),
     [

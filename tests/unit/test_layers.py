@@ -71,7 +71,7 @@ def test_the_client_loads_nothing_of_peerd_before_it_must() -> None:
     at_once = imports("client", everywhere=False)
     assert {module for module in at_once if module.startswith("peerd")} == {"peerd.quickjson"}
     assert not {module.split(".", maxsplit=1)[0] for module in at_once} & IO
-    assert inside("client") <= {"cli", "quickjson", "render"}
+    assert inside("client") <= {"cli", "clientpipes", "clientstdin", "quickjson", "render"}
 
 
 def test_the_spawner_knows_nothing_of_peerd() -> None:

@@ -240,7 +240,7 @@ def test_exit_statuses() -> None:
 
 
 def _said_by_the_client() -> Iterator[str]:
-    for _, call in _calls("_complain", trees=[SOURCES["client"], SOURCES["cli"]]):
+    for _, call in _calls("_complain", "fail", "_Unusable", trees=[SOURCES["client"], SOURCES["cli"]]):
         first = call.args[0]
         if sentence := _constant(first):
             yield sentence

@@ -96,7 +96,7 @@ def journalctl(tmp_path: Path) -> Path:
     program.write_text(
         f"#!{sys.executable} -IS\nimport sys, signal\nprint({line().decode()!r}, flush=True)\n"
         "if '--follow' in sys.argv: signal.pause()\n"
-        "if '--since=@7' in sys.argv: sys.exit('Failed to open files')\n"
+        "if '--since=@7.200000' in sys.argv: sys.exit('Failed to open files')\n"
         "if '--lines=2' in sys.argv: sys.stdout.write('x' * 1000000)\n"
     )
     program.chmod(0o755)

@@ -1,0 +1,31 @@
+"""What `d` does with the pipes that it was given, loaded only where there is something to read or to write."""
+
+import fcntl
+import posix
+
+# inode(7), as of the module stat, which takes longer to load than to copy.
+_S_IFMT, _S_IFIFO, _S_IFCHR = 0o170000, 0o010000, 0o020000
+
+
+def widen(fd: int, size: int) -> None:
+    """Let a pipe hold so many bytes (F_SETPIPE_SZ of fcntl(2)); not where it is no pipe."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, size)
+    except OSError:
+        pass
+
+
+def open_again(fd: int) -> tuple[int, bool]:
+    """A pipe or terminal, opened once more for this process alone (proc_pid_fd(5)), so that writing to it never waits.
+
+    :returns: the new descriptor, or where that cannot be done, and for a file, which has its offset, the same; and
+        whether it is a pipe, of which it can be told when nobody is left to read it (POLLERR of poll(2))
+    """
+    try:
+        kind = posix.fstat(fd).st_mode & _S_IFMT
+        if kind in (_S_IFIFO, _S_IFCHR):
+            again = posix.open(f"/proc/self/fd/{fd}", posix.O_WRONLY | posix.O_NONBLOCK | posix.O_NOCTTY)
+            return again, kind == _S_IFIFO
+    except OSError:
+        pass
+    return fd, False
