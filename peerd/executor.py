@@ -7,9 +7,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
-from peerd import connection, guard, handles, history, run, scopes, turns
+from peerd import connection, guard, handles, history, run, scopes, settling, turns
 from peerd.audience import Audience
 from peerd.config import Config
 from peerd.errors import Code, Outcome, PeerdError
@@ -17,7 +16,8 @@ from peerd.handles import HandlesError
 from peerd.history import History
 from peerd.job import Job
 from peerd.journal import Event, log, report
-from peerd.messages import Action, ExecRequest, ExecResult, Offsets
+from peerd.messages import ExecRequest, ExecResult, Offsets
+from peerd.refusals import Refusals
 from peerd.run import Run, describe
 from peerd.scopes import ScopeManager
 from peerd.session import Caller, PacedSink, Session, unless_cancelled
@@ -27,9 +27,8 @@ from peerd.streams import Output, Room, Window
 
 _REMEMBERED = 10_000
 """How many exec ids are remembered in memory, so that none runs twice even where the history cannot be written."""
-_DEPLOY = Path(__file__).with_name("deploy.sh")
-_DEPLOY_TIME = 300.0
-"""Seconds for a deploy beside its build: to see that peerd works, to roll back, and to see it again."""
+_SHOWN_OF_REFUSED = 256
+"""Characters of a command that was refused, and of its directory, that the record of it keeps."""
 
 
 class Executor:
@@ -62,6 +61,7 @@ class Executor:
         self._attending: Counter[str] = Counter()
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._starting: set[asyncio.Task[Run]] = set()
+        self._refusals = Refusals()
 
     @property
     def running(self) -> int:
@@ -101,24 +101,27 @@ class Executor:
 
         :raises PeerdError: why it was not started; that it was refused is recorded
         """
+        loud = caller.local or self._refusals.recorded(caller.peer)
         try:
             self._claim(request.exec_id)
-            asked, request = request.timeout, self._resolve(request)
-            if not caller.user:
-                request = await guard.admit(self._config().policy, request, asked, caller.peer, self._name())
-            request = self._settle(request)
-            limit = self._config().max_commands
-            if self.running >= limit:
-                raise PeerdError(Code.BUSY, reason=f"{limit} commands run on {self._name()} (its max-commands)")
+            asked, request = request.timeout, settling.resolve(request, self._config(), self._name())
+            if not caller.local:
+                request = await guard.admit(self._config().policy, request, asked, caller.peer, self._name(), loud)
+            request = settling.settle(request)
+            self._find_room(caller)
             # A task of its own: a caller that goes away now finds a command that can be looked after, or none.
             starting = asyncio.create_task(self._launch(request, caller))
             self._starting.add(starting)
             starting.add_done_callback(self._starting.discard)
             return await asyncio.shield(starting)
         except PeerdError as error:
-            job = Job.of(request, self._name(), str(caller), time.time_ns() // 1000)
-            self._record(replace(job, result=ExecResult.failure(error)), caller.peer, error.code is not Code.DUPLICATE)
-            self._history.trim(self._config().history_limit)
+            if not caller.local:
+                self._refusals.count(caller.peer)
+            if loud:
+                job = Job.of(request, self._name(), str(caller), time.time_ns() // 1000).refused(_SHOWN_OF_REFUSED)
+                keep = error.code is not Code.DUPLICATE
+                self._record(replace(job, result=ExecResult.failure(error)), caller.peer, keep)
+                self._history.trim(self._config().history_limit)
             raise
 
     async def detach(self, request: ExecRequest, caller: Caller) -> ExecResult:
@@ -194,40 +197,33 @@ class Executor:
             one.release()
         self._take_up(one, entry.job.result if entry else None)
 
-    def _resolve(self, request: ExecRequest) -> ExecRequest:
-        config = self._config()
-        default = config.detached_timeout if request.detach else config.default_timeout
-        if request.action:
-            default = config.build_timeout
-            pull = request.action is Action.PULL
-            directory = config.repository if pull else config.build_path
-            command = config.pull_command if pull else config.build_command
-            request = replace(request, directory=directory, shell_cmd=command)
-        timeout = request.timeout or default
-        if timeout > config.max_timeout:
-            limit = f"a timeout of {timeout:g} s is more than max-timeout of {self._name()}, {config.max_timeout:g} s"
-            raise PeerdError(Code.DENIED, reason=limit)
-        return replace(request, timeout=timeout)
-
-    @staticmethod
-    def _settle(request: ExecRequest) -> ExecRequest:
-        """The request of an action as that of a command, which any process of peerd can take up."""
-        if request.action is Action.DEPLOY:
-            timeout = request.timeout or 0.0
-            argv = ("/bin/sh", str(_DEPLOY), "yes" if request.rollback else "no", f"{timeout:g}", request.shell_cmd)
-            request = replace(request, argv=argv, shell_cmd="", timeout=timeout + _DEPLOY_TIME)
-        return replace(request, action=None)
-
     def _claim(self, exec_id: str) -> None:
         """Give an id to one request for good, before anything is decided or recorded of it.
 
         :raises PeerdError: DUPLICATE
         """
-        if exec_id in self._seen or self._history.has(history.RAN, exec_id):
+        if exec_id in self._seen or self._history.has(history.RAN, exec_id) or self._storage.has(exec_id):
             raise PeerdError(Code.DUPLICATE, peer=self._name(), exec_id=exec_id)
         self._seen[exec_id] = None
         if len(self._seen) > _REMEMBERED:
             del self._seen[next(iter(self._seen))]
+
+    def _find_room(self, caller: Caller) -> None:
+        """See that one more command may run.
+
+        :raises PeerdError: BUSY where as many run as may, or of one peer half of that
+        """
+        limit = self._config().max_commands
+        if self.running >= limit:
+            raise PeerdError(Code.BUSY, reason=f"{limit} commands run on {self._name()} (its max-commands)")
+        share = max(1, limit // 2)
+        if not caller.local and self.running >= share and self._running_of(caller.peer) >= share:
+            reason = f"{share} commands of {caller.peer} run on {self._name()} (half of its max-commands)"
+            raise PeerdError(Code.BUSY, reason=reason)
+
+    def _running_of(self, peer: str) -> int:
+        mine = (one for one in self._runs.values() if not one.caller.local and one.caller.peer == peer)
+        return sum(one.result is None for one in mine)
 
     # --- ending
 

@@ -38,12 +38,15 @@ def _resolve(rules: Policy, directory: str) -> tuple[Policy, str]:
     return rules.with_directories(os.path.realpath), os.path.realpath(directory)
 
 
-async def admit(rules: Policy, request: ExecRequest, asked: float | None, peer: str, name: str) -> ExecRequest:
+async def admit(
+    rules: Policy, request: ExecRequest, asked: float | None, peer: str, name: str, loud: bool = True
+) -> ExecRequest:
     """The command of a peer as it may run here.
 
     :param request: with nothing left open
     :param asked: the timeout that the peer asked for, or None where it is this machine's
     :param name: the id of this machine
+    :param loud: whether it is recorded that it may not run
     :raises PeerdError: DENIED, without the reason, which is in the journal
     """
     decision, question = await judge(
@@ -76,7 +79,8 @@ async def admit(rules: Policy, request: ExecRequest, asked: float | None, peer: 
         )
 
     if not decision.allowed:
-        record()
+        if loud:
+            record()
         raise PeerdError(Code.DENIED, reason=f"{name} does not allow this")
     # While systemd makes the scope, which it has to before anything can run.
     turns.do_after(turns.SCOPE, record)

@@ -15,7 +15,7 @@ from typing import Any
 import peewee
 
 from peerd.database import Database
-from peerd.errors import Code, PeerdError
+from peerd.errors import Code, Outcome, PeerdError
 from peerd.job import Job
 from peerd.journal import Event, log
 
@@ -25,6 +25,7 @@ SCHEMA_VERSION = 1
 """Kept in the database as PRAGMA user_version (sqlite.org/pragma.html)."""
 
 _TRIM_EVERY = 1000
+_DENIED_SHARE = 10
 _MOST_UNWRITTEN = 200
 """Commands whose ends are held in memory while they cannot be stored."""
 _PEER, _OUTCOME, _JOB = 2, 4, 6
@@ -182,17 +183,24 @@ class History:
             raise PeerdError(Code.INTERNAL, reason=f"cannot read the history: {error}") from None
 
     def trim(self, most: int) -> None:
-        """Keep only the newest entries; cheap when called after each."""
+        """Keep only the newest entries, and beside them a tenth as many that were denied; cheap when called after each.
+
+        :param most: how many
+        """
         self._stored += 1
         if self._stored % _TRIM_EVERY != 1:
             return
         self.catch_up()
-        kept = self._rows.select(self._rows.started).order_by(self._rows.started.desc()).limit(1).offset(most)
+        rows = self._rows
+        denied = rows.outcome == Outcome.DENIED.value
         try:
             with self._store.writing():
-                oldest = kept.scalar()
-                if oldest is not None:
-                    self._rows.delete().where(self._rows.started <= oldest, self._rows.outcome != "").execute()
+                # Whoever is denied must not have the others' commands forgotten.
+                for these, limit in ((~denied, most), (denied, most // _DENIED_SHARE)):
+                    newest = rows.select(rows.started).where(these).order_by(rows.started.desc())
+                    oldest = newest.limit(1).offset(limit).scalar()
+                    if oldest is not None:
+                        rows.delete().where(these, rows.started <= oldest, rows.outcome != "").execute()
         except PeerdError as error:
             log(Event.STATE_UNWRITABLE, f"The history cannot be trimmed: {error.details['reason']}")
 

@@ -54,10 +54,17 @@ class Job:
         """The command as one line, as a shell would take it."""
         return shlex.join(self.command) if isinstance(self.command, tuple) else self.command
 
-    def shortened(self) -> Job:
-        """The same with a command of a bounded length."""
+    def shortened(self, limit: int = MAX_SHOWN_COMMAND) -> Job:
+        """The same with a command of at most so many characters."""
         line = self.line
-        return self if len(line) <= MAX_SHOWN_COMMAND else replace(self, command=f"{line[: MAX_SHOWN_COMMAND - 1]}…")
+        return self if len(line) <= limit else replace(self, command=f"{line[: limit - 1]}…")
+
+    def refused(self, limit: int) -> Job:
+        """The same as one that never ran here: with no output, and no longer than it has to be.
+
+        :param limit: characters of the command and of the directory
+        """
+        return replace(self.shortened(limit), directory=self.directory[:limit], detached=False)
 
     def to_wire(self) -> dict[str, object]:
         """The job as a value in a message."""

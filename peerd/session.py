@@ -34,6 +34,11 @@ class Caller:
     peer: str
     user: str = ""
 
+    @property
+    def local(self) -> bool:
+        """Whether it is a user of this machine, whom no policy holds."""
+        return bool(self.user)
+
     def __str__(self) -> str:
         return f"{self.user}@{self.peer}" if self.user else self.peer
 

@@ -13,6 +13,8 @@ from peerd.messages import STREAMS
 from peerd.spool import Spool
 from peerd.streams import OutputStream
 
+_MOST = 10_000
+"""Commands whose output is kept, however little it is."""
 _STEP = 1024 * 1024
 """Bytes for which room is made at once."""
 
@@ -87,6 +89,8 @@ class Storage:
         spools = self._live.pop(exec_id, None)
         if spools is not None:
             self._ended[exec_id] = sum(spool.size for spool in spools.values())
+            if len(self._ended) > _MOST:
+                self.remove(next(iter(self._ended)))
 
     def remove(self, exec_id: str) -> None:
         """Delete the files of a command."""
@@ -106,8 +110,10 @@ class Storage:
                 old = self._file(exec_id, STREAMS[0]).stat().st_mtime < limit
             except OSError:
                 old = True
-            if old:
-                self.remove(exec_id)
+            if not old:
+                # Those behind it ended later.
+                break
+            self.remove(exec_id)
 
     def room(self, wanted: int) -> int:
         """How many of these bytes there is room for; the output of commands that ended gives way, the oldest first."""

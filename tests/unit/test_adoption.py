@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from peerd import fdstore, history, scopes
+from peerd import fdstore, history, scopes, settling
 from peerd.errors import Code, Outcome, PeerdError
 from peerd.executor import Executor
 from peerd.history import History
@@ -427,7 +427,7 @@ def test_a_command_that_was_kept_and_never_began_is_dropped_and_may_be_asked_for
             patch.setattr(Storage, "remove", lambda self, exec_id: None)
             async with process(tmp_path, store) as executor:
                 with pytest.raises(Killed):
-                    await executor._launch(executor._resolve(asked), CALLER)
+                    await executor._launch(settling.resolve(asked, settings(), "vps"), CALLER)
         assert SCOPE in store.kept
         async with process(tmp_path, store) as executor:
             assert (executor.running, executor.find(EXEC_ID), store.kept) == (0, None, {})

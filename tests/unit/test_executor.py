@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from peerd import scopes
+from peerd import history, refusals, scopes
 from peerd.errors import Code, Outcome, PeerdError
 from peerd.execution import new_exec_id
 from peerd.journal import Event
@@ -287,6 +287,65 @@ def test_a_refusal_under_the_id_of_another_command_changes_nothing_that_is_known
                 assert caught.value.code is Code.DUPLICATE
             assert executor.job(EXEC_ID) == before
             assert before.caller == "ann@laptop"
+
+    asyncio.run(main())
+
+
+def test_output_that_is_kept_keeps_its_id_when_its_record_is_forgotten() -> None:
+    async def main() -> None:
+        async with executing() as executor:
+            await executor.detach(request("echo mine", detach=True), CALLER)
+            await executor.wait(EXEC_ID)
+            executor._history.drop(history.RAN, EXEC_ID)
+            executor._seen.clear()
+            with pytest.raises(PeerdError) as caught:
+                await executor.launch(request("x", detach=True), Caller("mallory"))
+            assert caught.value.code is Code.DUPLICATE
+
+    asyncio.run(main())
+
+
+def test_who_is_refused_without_end_is_recorded_no_more_than_so_often(
+    records: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refusals, "_MOST", 3)
+
+    async def main() -> None:
+        async with executing(max_timeout=60.0) as executor:
+            asked = [request("x" * 9999, timeout=61.0, exec_id=f"{number:016x}") for number in range(9)]
+            for one in asked:
+                with pytest.raises(PeerdError):
+                    await executor.launch(one, Caller("mallory"))
+            with pytest.raises(PeerdError):
+                await executor.launch(request("x", timeout=61.0), Caller("laptop"))
+            assert [len(records.of(Event.COMMAND_ENDED)), len(executor._history.find(history.RAN))] == [4, 4]
+            assert len(executor.job(asked[0].exec_id).line) == 256
+            executor._refusals._until = 0.0
+            with pytest.raises(PeerdError):
+                await executor.launch(request("x", timeout=61.0), Caller("mallory"))
+            (more,) = records.of(Event.COMMAND_DENIED)
+            assert more.message == "6 more requests of mallory were refused"
+
+    asyncio.run(main())
+
+
+def test_one_peer_runs_no_more_than_half_of_the_commands() -> None:
+    async def main() -> None:
+        async with executing(max_commands=4) as executor:
+
+            async def start(number: int, caller: Caller) -> Code | None:
+                try:
+                    await executor.launch(request("exec sleep 1000", exec_id=f"{number:016x}"), caller)
+                except PeerdError as error:
+                    return error.code
+                return None
+
+            laptop, desktop, here = Caller("laptop"), Caller("desktop"), Caller("vps", "root")
+            assert [await start(number, laptop) for number in range(3)] == [None, None, Code.BUSY]
+            assert [await start(5, desktop), await start(6, here)] == [None, None]
+            assert [await start(7, desktop), await start(8, here)] == [Code.BUSY, Code.BUSY]
+            for number in (0, 1, 5, 6):
+                await executor.cancel(f"{number:016x}")
 
     asyncio.run(main())
 

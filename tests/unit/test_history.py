@@ -27,6 +27,7 @@ DONE = ExecResult(
     Outcome.EXITED, 3, duration_usec=5, started_usec=1_000_001, cpu_usec=7, sizes={"stdout": 1, "stderr": 2}
 )
 FAILED = ExecResult.failure(PeerdError(Code.TIMEOUT, peer="vps", seconds="30"))
+DENIED = ExecResult.failure(PeerdError(Code.DENIED, reason="no"))
 
 
 def job(number: int, result: ExecResult | None = DONE, detached: bool = False) -> Job:
@@ -142,6 +143,15 @@ def test_only_the_newest_are_kept_and_all_that_run(past: History) -> None:
     for _ in range(history._TRIM_EVERY - 1):
         past.trim(3)
     assert ids(past) == [10, 9, 8, 1]
+
+
+def test_what_was_denied_has_no_other_command_forgotten(past: History) -> None:
+    for number in range(3):
+        past.put(RAN, "laptop", job(number))
+    for number in range(3, 50):
+        past.put(RAN, "mallory", job(number, DENIED))
+    past.trim(20)
+    assert ids(past) == [49, 48, 2, 1, 0]
 
 
 def test_fewer_than_the_limit_all_stay(past: History) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from peerd import storage
 from peerd.config import Config
 from peerd.journal import Event
 from peerd.messages import STREAMS
@@ -224,6 +225,13 @@ def test_output_goes_a_while_after_its_command_ended(disk: Disk) -> None:
     disk.storage.expire([])
     assert [disk.storage.has(exec_id) for exec_id in (A, B, C)] == [False, True, True]
     assert len(disk.files()) == 4
+
+
+def test_of_very_many_the_oldest_goes_however_little_it_is(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "_MOST", 2)
+    for exec_id in (A, B, C):
+        disk.wrote(exec_id, age=1)
+    assert [disk.storage.has(exec_id) for exec_id in (A, B, C)] == [False, True, True]
 
 
 def test_output_that_somebody_hears_still_does_not_go(disk: Disk) -> None:

@@ -1,0 +1,43 @@
+"""What a request means on this machine: its actions and defaults filled in from the configuration. Pure code."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from peerd.config import Config
+from peerd.errors import Code, PeerdError
+from peerd.messages import Action, ExecRequest
+
+_DEPLOY = Path(__file__).with_name("deploy.sh")
+_DEPLOY_TIME = 300.0
+"""Seconds for a deploy beside its build: to see that peerd works, to roll back, and to see it again."""
+
+
+def resolve(request: ExecRequest, config: Config, name: str) -> ExecRequest:
+    """The request with nothing left open.
+
+    :param name: the id of this machine
+    :raises PeerdError: DENIED where it asks for more time than anything may take here
+    """
+    default = config.detached_timeout if request.detach else config.default_timeout
+    if request.action:
+        default = config.build_timeout
+        pull = request.action is Action.PULL
+        directory = config.repository if pull else config.build_path
+        command = config.pull_command if pull else config.build_command
+        request = replace(request, directory=directory, shell_cmd=command)
+    timeout = request.timeout or default
+    if timeout > config.max_timeout:
+        limit = f"a timeout of {timeout:g} s is more than max-timeout of {name}, {config.max_timeout:g} s"
+        raise PeerdError(Code.DENIED, reason=limit)
+    return replace(request, timeout=timeout)
+
+
+def settle(request: ExecRequest) -> ExecRequest:
+    """The request of an action as that of a command, which any process of peerd can take up."""
+    if request.action is Action.DEPLOY:
+        timeout = request.timeout or 0.0
+        argv = ("/bin/sh", str(_DEPLOY), "yes" if request.rollback else "no", f"{timeout:g}", request.shell_cmd)
+        request = replace(request, argv=argv, shell_cmd="", timeout=timeout + _DEPLOY_TIME)
+    return replace(request, action=None)
