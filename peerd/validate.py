@@ -243,11 +243,10 @@ def since(value: object) -> float:
     if match := _AGO.fullmatch(text):
         return max(time.time() - int(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]], _FIRST)
     try:
-        moment = datetime.datetime.fromisoformat(text)
-    except ValueError:
+        # Without a zone it is local time, as in journalctl(1).
+        return max(datetime.datetime.fromisoformat(text).timestamp(), _FIRST)
+    except (ValueError, OverflowError):
         raise ValueError(f"not a time: {shown(value)} (30m, 2h, 7d, or 2026-01-31T12:00:00Z)") from None
-    # Without a zone it is local time, as in journalctl(1).
-    return max(moment.timestamp(), _FIRST)
 
 
 def boolean(value: object) -> bool:

@@ -35,7 +35,11 @@ def test_an_app_has_a_unit_and_a_directory_for_each_mode() -> None:
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
-    [({"unit": "cad.service"}, "{mode}"), ({"unit": "{app}" * 60 + "{mode}.service", "app": "a" * 9}, "a unit")],
+    [
+        ({"unit": "cad.service"}, "{mode}"),
+        ({"unit": "{app}" * 60 + "{mode}.service", "app": "a" * 9}, "a unit"),
+        ({"directory": "/{app}" * 5, "app": "a" * 63}, "directory"),
+    ],
 )
 def test_two_modes_of_one_unit_and_names_that_no_unit_has_are_wrong_usage(changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(PeerdError, match=reason) as caught:

@@ -350,6 +350,41 @@ def test_one_peer_runs_no_more_than_half_of_the_commands() -> None:
     asyncio.run(main())
 
 
+def test_a_command_that_ends_by_itself_has_not_run_out_of_the_time_that_its_scope_took(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begin = FakeScopes.start
+
+    async def late(self: FakeScopes, *arguments: Any) -> None:
+        await begin(self, *arguments)
+        await asyncio.sleep(0.3)
+
+    monkeypatch.setattr(FakeScopes, "start", late)
+
+    async def main() -> None:
+        async with executing() as executor:
+            result = await run(executor, request("exit 3", timeout=0.2))
+            assert (result.outcome, result.exit_status) == (Outcome.EXITED, 3)
+            stopped = await run(executor, request("kill $$", timeout=0.2, exec_id="1" * 16))
+            assert stopped.outcome is Outcome.TIMEOUT
+
+    asyncio.run(main())
+
+
+def test_the_output_of_a_detached_command_is_heard_also_where_its_end_is_not_known() -> None:
+    async def main() -> None:
+        heard = Heard()
+        async with executing() as executor:
+            await executor.detach(request("echo all", detach=True), CALLER)
+            job = await executor.wait(EXEC_ID)
+            lost = ExecResult.failure(PeerdError(Code.CUT_OFF, peer="vps"))
+            executor._history.put(history.RAN, "laptop", replace(job, result=lost))
+            assert code(await hear(executor, request("", detach=True), heard)) is Code.CUT_OFF
+            assert heard.streams["stdout"] == b"all\n"
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(
     ("asked", "timeout"),
     [

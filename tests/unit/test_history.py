@@ -173,8 +173,14 @@ def test_a_database_that_cannot_be_written_is_recorded_and_keeps_nobody_from_any
     assert refused.text("exec_id") == f"{2:016x}"
     assert "trimmed" in untrimmed.message
     assert ids(past) == [1]
+    # How a command ended is known all the same, and stored when that can be done; where it runs, nobody needs to know.
+    past.put(RAN, "laptop", job(3, None))
+    entry = past.get(RAN, f"{2:016x}")
+    assert entry is not None
+    assert entry.job.result == DONE
+    assert past.get(RAN, f"{3:016x}") is None
+    assert [record.text("exec_id") for record in records.of(Event.STATE_UNWRITABLE)[3:]] == [f"{3:016x}"]
     past._database.pragma("query_only", 0)
-    past.put(RAN, "laptop", job(2))
     assert ids(past) == [2, 1]
 
 

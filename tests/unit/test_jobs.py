@@ -171,6 +171,24 @@ def test_tab_is_offered_what_is_known_here_of_jobs_and_peers(tmp_path: Path) -> 
     asyncio.run(main())
 
 
+def test_what_a_peer_says_of_its_job_is_learnt_of_no_other(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with machine(tmp_path, DESKTOP, LAPTOP) as here:
+            others = "d" * 16
+            here.past.put(history.ASKED, "laptop", JOB)
+            here.past.put(history.ASKED, "desktop", replace(JOB, exec_id=others, peer="desktop"))
+            getting = here.call("getJob", job=EXEC_ID)
+            (wire,) = await here.asked("getJob")
+            tell(wire, replace(ENDED, exec_id=others, peer="desktop"))
+            shown = (await getting).data
+            assert (shown["exec_id"], shown["peer"], shown["exit_status"]) == (EXEC_ID, "laptop", 3)
+            other = here.past.get(history.ASKED, others)
+            assert other is not None
+            assert other.job.result is None
+
+    asyncio.run(main())
+
+
 def test_a_job_that_was_asked_from_here_is_found_where_it_was_asked_and_its_end_is_learnt(tmp_path: Path) -> None:
     async def main() -> None:
         async with machine(tmp_path, DESKTOP, LAPTOP) as here:

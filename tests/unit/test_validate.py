@@ -278,3 +278,16 @@ def test_printable_escapes_as_python_does(text: str, shown: str) -> None:
 def test_printable_cuts_with_an_ellipsis() -> None:
     assert validate.printable("abcdef", 6) == "abcdef"
     assert validate.printable("abcdefg", 6) == "abcde…"
+
+
+@pytest.mark.parametrize("text", ["999999999d", "1900-01-01", "1969-12-31T00:00:00Z", "0002-01-01"])
+def test_a_time_before_there_was_any_is_the_first(text: str) -> None:
+    assert validate.since(text) == 1.0
+
+
+def test_no_more_variables_than_a_request_may_have() -> None:
+    many = [(f"A{number}", "x") for number in range(validate.MAX_VARIABLES)]
+    assert len(validate.variables([*many, ("A0", "last")])) == validate.MAX_VARIABLES
+    assert validate.variables([("A", "1"), ("A", "2")]) == {"A": "2"}
+    with pytest.raises(ValueError, match="at most 256 variables"):
+        validate.variables([*many, ("B", "")])
