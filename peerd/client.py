@@ -322,15 +322,10 @@ class _Call:
 
         :raises _Unusable: when who read our output goes meanwhile; the command may write no more, so as to notice
         """
-        import select
+        from peerd.clientpipes import wait
 
-        poll = select.poll()
-        for fd in (self.connection.fileno(), *more):
-            poll.register(fd, select.POLLIN)
-        if self._watched >= 0:
-            poll.register(self._watched, 0)
-        ready = [fd for fd, _ in poll.poll()]
-        if self._watched in ready:
+        ready = wait((self.connection.fileno(), *more), self._watched)
+        if not ready:
             raise _Unusable from BrokenPipeError()
         return ready
 

@@ -2,9 +2,16 @@
 
 import fcntl
 import posix
+import select
 
 # inode(7), as of the module stat, which takes longer to load than to copy.
 _S_IFMT, _S_IFIFO, _S_IFCHR = 0o170000, 0o010000, 0o020000
+_LAST_WORDS = 1000
+"""Milliseconds for a command to end by itself whose reader has gone: one that wanted no more than it got."""
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def widen(fd: int, size: int) -> None:
@@ -29,3 +36,20 @@ def open_again(fd: int) -> tuple[int, bool]:
     except OSError:
         pass
     return fd, False
+
+
+def wait(fds: "Sequence[int]", watched: int) -> list[int]:
+    """Wait until something can be read; from which descriptors, none where the reader of a pipe has gone meanwhile.
+
+    :param watched: our end of that pipe, or -1
+    """
+    poll = select.poll()
+    for fd in fds:
+        poll.register(fd, select.POLLIN)
+    if watched >= 0:
+        poll.register(watched, 0)
+    ready = [fd for fd, _ in poll.poll()]
+    if ready == [watched]:
+        poll.unregister(watched)
+        ready = [fd for fd, _ in poll.poll(_LAST_WORDS)]
+    return ready

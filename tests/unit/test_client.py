@@ -600,6 +600,23 @@ def test_a_reader_that_has_gone_is_noticed_also_where_nothing_more_comes(tmp_pat
     asyncio.run(main())
 
 
+def test_a_reader_that_wanted_no_more_than_it_got_has_not_gone_too_soon(tmp_path: Path) -> None:
+    async def main() -> None:
+        with pipe() as (read, write):
+            async with called(tmp_path, "execOnPeer", stdout=write) as client:
+                os.close(write)
+                begin(client)
+                client.wire.link.post("output", {"stream": "stdout"}, b"one\n")
+                await readable(read)
+                os.close(read)
+                client.wire.link.post("output", {"stream": "stderr"}, b"done")
+                await client.running.spoke.wait()
+                client.wire.link.post("exit", {"status": 3})
+                assert await client.ended() == (3, b"", b"done")
+
+    asyncio.run(main())
+
+
 def test_a_reader_that_has_gone_before_there_is_anything_to_read_is_no_matter(tmp_path: Path) -> None:
     async def main() -> None:
         with pipe() as (read, write):
