@@ -117,10 +117,16 @@ def _peer(help_: str, required: bool = True) -> Option:
 
 PEER = _peer("The peer, by its id (see listPeers).")
 TIMEOUT = Option(
-    "--timeout", "Stop the command after this many seconds (the peer's default: 30).", "SECONDS", validate.seconds
+    "--timeout",
+    f"Stop the command after this many seconds (the peer's default: {_DEFAULTS['default-timeout']}).",
+    "SECONDS",
+    validate.seconds,
 )
 BUILD_TIMEOUT = Option(
-    "--timeout", "Stop it after this many seconds (the peer's build-timeout: 1800).", "SECONDS", validate.seconds
+    "--timeout",
+    f"Stop it after this many seconds (the peer's build-timeout: {_DEFAULTS['build-timeout']}).",
+    "SECONDS",
+    validate.seconds,
 )
 JOB = Option("--job", "The job, by its id (see listJobs).", Known.JOB, validate.exec_id, True)
 JOB_PEER = _peer("The peer where it runs, if its id alone does not find it.", False)

@@ -42,11 +42,15 @@ _MAC = re.compile(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}")
 
 def printable(text: str, limit: int | None = None) -> str:
     """The text with every character that is not printable escaped, and cut to ``limit`` characters with "…"."""
-    if limit is not None and len(text) > limit:
-        text = text[: limit - 1] + "…"
+    text = _cut(text, limit)
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+    escaped = (c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+    return _cut("".join(escaped), limit)
+
+
+def _cut(text: str, limit: int | None) -> str:
+    return text if limit is None or len(text) <= limit else text[: limit - 1] + "…"
 
 
 def shown(value: object) -> str:

@@ -276,6 +276,7 @@ def test_printable_escapes_as_python_does(text: str, shown: str) -> None:
 
 
 def test_printable_cuts_with_an_ellipsis() -> None:
+    assert len(validate.printable("\0" * 90, 80)) == 80
     assert validate.printable("abcdef", 6) == "abcdef"
     assert validate.printable("abcdefg", 6) == "abcde…"
 
