@@ -1,8 +1,8 @@
 """A SQLite file that keeps peerd neither from starting nor from working, whatever happened to it; through peewee.
 
-One that is damaged, or that a newer peerd wrote, is set aside under another name and its backup takes its place. One
-that only cannot be written, because a disk is full for example, is left alone: what is in it is served from memory,
-changes are refused, and it is tried again later. Nothing is ever deleted but older backups.
+One that is damaged, be it in what is stored in it, or that a newer peerd wrote, is set aside under another name and its
+backup takes its place. One that only cannot be written, because a disk is full for example, is left alone: what is in
+it is served from memory, changes are refused, and it is tried again later. Nothing is ever deleted but older backups.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import peewee
@@ -23,7 +24,9 @@ import peewee
 from peerd.errors import Code, PeerdError
 from peerd.journal import Event, log
 
-_DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+_OF_PYTHON = 0
+"""Errors of the module sqlite3 itself have no result code: text that is no UTF-8, for one."""
+_DAMAGE = {_OF_PYTHON, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _OF_THE_DISK = {
     sqlite3.SQLITE_PERM,
     sqlite3.SQLITE_READONLY,
@@ -57,15 +60,25 @@ class Database:
     :param path: made with mode 0600 if it does not exist; ``:memory:`` for a test
     :param version: the newest schema that is understood, as PRAGMA user_version (sqlite.org/pragma.html)
     :param migrate: makes that schema out of an older one, or out of nothing
+    :param probe: reads in a file of some schema version what must be readable, and raises :class:`ValueError` or
+        :class:`PeerdError` where a value cannot be what was stored
     :param precious: whether every commit waits for the disk, and backups are made
     """
 
-    def __init__(self, path: str | Path, version: int, migrate: Callable[[int], None], precious: bool) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        version: int,
+        migrate: Callable[[int], None],
+        probe: Callable[[sqlite3.Connection, int], None],
+        precious: bool,
+    ) -> None:
         self.peewee = peewee.SqliteDatabase(None)
         self.owner = "this machine"
         self._path = Path(path) if str(path) != ":memory:" else None
         self._version = version
         self._migrate = migrate
+        self._probe = probe
         self._precious = precious
         self._changed = False
         self._trouble = ""
@@ -162,6 +175,8 @@ class Database:
         }
         self.peewee.init(path, pragmas=pragmas)
         self.peewee.connect()
+        # What has been damaged since the file was looked through spoils the rows that it is in, and no others.
+        self.peewee.connection().text_factory = partial(str, encoding="utf-8", errors="replace")
         version = self.peewee.pragma("user_version")
         if version < self._version:
             if version and self._precious and self._path and path == str(self._path):
@@ -175,7 +190,7 @@ class Database:
         _secure(path)
         try:
             if path.stat().st_size:
-                _check(path, self._version)
+                self._check(path)
                 return
             # A log without its file is of no use to SQLite, and would spoil what takes the file's place.
             if _beside(path, _WAL).exists():
@@ -191,6 +206,30 @@ class Database:
             _sync(path.parent)
             log(Event.STATE_RESTORED, f"{path} was restored from {backup}")
         _secure(path)
+
+    def _check(self, path: Path) -> int:
+        """Look through a whole file.
+
+        :returns: its schema version, 0 where there is nothing in it
+        :raises _Unfit: when it is damaged or newer
+        :raises sqlite3.Error: when it cannot be read for a reason that says nothing against it
+        """
+        try:
+            with closing(sqlite3.connect(path)) as database:
+                (found,) = database.execute("PRAGMA integrity_check(1)").fetchone()
+                (version,) = database.execute("PRAGMA user_version").fetchone()
+                if found != "ok":
+                    raise _Unfit(" ".join(found.split()))
+                if version > self._version:
+                    raise _Unfit(f"its schema version {version} is newer than this peerd's {self._version}")
+                self._probe(database, version)
+        except sqlite3.DatabaseError as error:
+            if _code(error) in _DAMAGE:
+                raise _Unfit(str(error)) from None
+            raise
+        except (ValueError, PeerdError) as error:
+            raise _Unfit(str(error)) from None
+        return int(version)
 
     def _try_again(self) -> None:
         """Go back from memory to the file, if it can be written again."""
@@ -224,7 +263,7 @@ class Database:
                     for suffix in ("", _WAL):
                         with contextlib.suppress(FileNotFoundError):
                             shutil.copyfile(_beside(source, suffix), _beside(copy, suffix))
-                    if not copy.exists() or not _check(copy, self._version):
+                    if not copy.exists() or not self._check(copy):
                         continue
                 except _Unfit:
                     continue
@@ -267,7 +306,7 @@ class Database:
     def _usable_backup(self) -> Path | None:
         for backup in self._candidates():
             with contextlib.suppress(_Unfit):
-                if _check(backup, self._version):
+                if self._check(backup):
                     return backup
         return None
 
@@ -308,28 +347,6 @@ def _sync(path: Path) -> None:
         os.fsync(file)
     finally:
         os.close(file)
-
-
-def _check(path: Path, newest: int) -> int:
-    """Look through a whole file.
-
-    :returns: its schema version, 0 where there is nothing in it
-    :raises _Unfit: when it is damaged or newer
-    :raises sqlite3.Error: when it cannot be read for a reason that says nothing against it
-    """
-    try:
-        with closing(sqlite3.connect(path)) as database:
-            (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
-            (version,) = database.execute("PRAGMA user_version").fetchone()
-    except sqlite3.DatabaseError as error:
-        if _code(error) in _DAMAGE:
-            raise _Unfit(str(error)) from None
-        raise
-    if found != "ok":
-        raise _Unfit(" ".join(found.split()))
-    if version > newest:
-        raise _Unfit(f"its schema version {version} is newer than this peerd's {newest}")
-    return int(version)
 
 
 def _code(error: Exception) -> int:

@@ -8,16 +8,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import peewee
 
+from peerd import validate
 from peerd.database import Database
 from peerd.errors import Code, Outcome, PeerdError
 from peerd.job import Job
 from peerd.journal import Event, log
+from peerd.messages import MAX_TEXT
 
 RAN = "ran"
 ASKED = "asked"
@@ -38,6 +41,7 @@ _PUT = """
     INSERT INTO command (exec_id, side, peer, started, outcome, detached, job) VALUES (?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT (exec_id, side) DO UPDATE SET peer = excluded.peer, outcome = excluded.outcome, job = excluded.job
 """
+_GET = "SELECT side, peer, job FROM command WHERE exec_id = ? AND side = ?"
 _HAS = "SELECT 1 FROM command WHERE exec_id = ? AND side = ?"
 
 
@@ -60,7 +64,7 @@ class History:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._store = Database(path, SCHEMA_VERSION, lambda version: self._create(), precious=False)
+        self._store = Database(path, SCHEMA_VERSION, lambda version: self._create(), self._probe, precious=False)
         self._database = self._store.peewee
 
         class Row(peewee.Model):  # type: ignore[misc]
@@ -90,6 +94,11 @@ class History:
 
     def _create(self) -> None:
         self._database.create_tables([self._rows])
+
+    def _probe(self, database: sqlite3.Connection, version: int) -> None:
+        # Not the rows, of which there are many: one that cannot be read is passed over.
+        if version:
+            database.execute(*self._rows.select().limit(0).sql())
 
     def put(self, side: str, peer: str, job: Job) -> None:
         """Store a command, or what is known of it now.
@@ -145,15 +154,15 @@ class History:
             self._rows.delete().where(self._rows.exec_id == exec_id, self._rows.side == side).execute()
 
     def get(self, side: str, exec_id: str) -> Entry | None:
-        """The command with this id on one side, or None."""
+        """The command with this id on one side; None where there is none that can be read."""
         self.catch_up()
         if waits := self._waiting.get((side, exec_id)):
             return Entry(side, waits[_PEER], Job.from_wire(json.loads(waits[_JOB])))
         try:
-            row = self._rows.get_or_none(exec_id=exec_id, side=side)
-        except peewee.DatabaseError:
+            row = self._database.execute_sql(_GET, (exec_id, side)).fetchone()
+        except (sqlite3.DatabaseError, peewee.DatabaseError):
             return None
-        return _entry(row) if row else None
+        return _entry(*row) if row else None
 
     def find(
         self,
@@ -164,7 +173,7 @@ class History:
         detached: bool | None = None,
         limit: int = 1000,
     ) -> list[Entry]:
-        """Commands, the newest first.
+        """Commands, the newest first, without those whose rows cannot be read.
 
         :param outcome: only those that ended so; "" for those whose end is not known
         :param since_usec: only those that started since, in microseconds since the epoch
@@ -172,15 +181,16 @@ class History:
         """
         self.catch_up()
         rows = self._rows
-        query = rows.select().where(rows.started >= since_usec)
+        query = rows.select(rows.side, rows.peer, rows.job).where(rows.started >= since_usec)
         wanted = {rows.side: side, rows.peer: peer, rows.outcome: outcome, rows.detached: detached}
         for column, value in wanted.items():
             if value is not None:
                 query = query.where(column == value)
         try:
-            return [_entry(row) for row in query.order_by(rows.started.desc()).limit(limit)]
-        except peewee.DatabaseError as error:
+            found = self._database.execute(query.order_by(rows.started.desc()).limit(limit)).fetchall()
+        except (sqlite3.DatabaseError, peewee.DatabaseError) as error:
             raise PeerdError(Code.INTERNAL, reason=f"cannot read the history: {error}") from None
+        return [entry for row in found if (entry := _entry(*row))]
 
     def trim(self, most: int) -> None:
         """Keep only the newest entries, and beside them a tenth as many that were denied; cheap when called after each.
@@ -215,5 +225,9 @@ def _row(side: str, peer: str, job: Job) -> tuple[Any, ...]:
     return job.exec_id, side, peer, job.started_usec, outcome, job.detached, json.dumps(job.shortened().to_wire())
 
 
-def _entry(row: Any) -> Entry:
-    return Entry(row.side, row.peer, Job.from_wire(json.loads(row.job)))
+def _entry(side: Any, peer: Any, job: Any) -> Entry | None:
+    """What is in a row, whatever that is; None where it was no command."""
+    try:
+        return Entry(side, validate.string(peer, "peer", MAX_TEXT), Job.from_wire(json.loads(job)))
+    except (TypeError, ValueError, RecursionError, PeerdError):
+        return None

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import peewee
 
-from peerd.app import App
+from peerd import validate
+from peerd.app import MODES, App
 from peerd.database import Database
+from peerd.messages import take
 from peerd.peers import Peer, State
 
 SCHEMA_VERSION = 3
@@ -30,6 +33,23 @@ class Identity:
     leader_address: str = ""
 
 
+def _one_of(*words: str) -> Callable[[object], object]:
+    def check(value: object) -> object:
+        if value not in words:
+            raise ValueError(f"must be {' or '.join(words)}")
+        return value
+
+    return check
+
+
+_SETTINGS = {
+    "role": _one_of("leader", "worker"),
+    "peer_id": validate.peer_id,
+    "leader_address": validate.address,
+}
+_APP = {"name": validate.app, "mode": _one_of(*MODES), "unit": validate.unit, "directory": validate.app_directory}
+
+
 class Registry:
     """The database. One process uses it; every method is one transaction, or a part of :meth:`changing`.
 
@@ -40,7 +60,7 @@ class Registry:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._store = Database(path, SCHEMA_VERSION, self._migrate, precious=True)
+        self._store = Database(path, SCHEMA_VERSION, self._migrate, self._probe, precious=True)
         self._database = self._store.peewee
         meta = type("Meta", (), {"database": self._database})
 
@@ -101,6 +121,20 @@ class Registry:
             self._database.create_tables([self._claims])
         if version < 3:
             self._database.create_tables([self._apps])
+
+    def _probe(self, database: sqlite3.Connection, version: int) -> None:
+        """Read everything in a file of this schema version. What it has was valid when it was stored."""
+        database.row_factory = sqlite3.Row
+
+        def rows(model: Any, since: int) -> list[dict[str, object]]:
+            return [dict(row) for row in database.execute(*model.select().sql())] if version >= since else []
+
+        if stored := {str(row["name"]): row["value"] for row in rows(self._settings, 1)}:
+            _examine(stored, _SETTINGS)
+        for row in (*rows(self._peers, 1), *rows(self._claims, 2)):
+            Peer.from_wire(row)
+        for row in rows(self._apps, 3):
+            _examine(row, _APP)
 
     @contextlib.contextmanager
     def changing(self) -> Iterator[None]:
@@ -191,3 +225,13 @@ class Registry:
     def close(self) -> None:
         """Close the database."""
         self._store.close()
+
+
+def _examine(stored: Mapping[str, object], checks: Mapping[str, Callable[[object], object]]) -> None:
+    """See that each of these values is there, and valid unless it is empty.
+
+    :raises PeerdError: BAD_MESSAGE
+    """
+    for name, check in checks.items():
+        if stored.get(name) != "":
+            take(stored, name, check)

@@ -14,17 +14,20 @@ from pathlib import Path
 import pytest
 
 from peerd import database, history
+from peerd.app import App
 from peerd.errors import Code, PeerdError
 from peerd.history import History
 from peerd.job import Job
 from peerd.journal import Event
 from peerd.messages import ExecRequest
-from peerd.peers import Peer
+from peerd.peers import Peer, State
 from peerd.registry import SCHEMA_VERSION, Identity, Registry
 from unit.support import Journal, full
 
 LAPTOP = Peer("laptop", "10.0.0.4", first_seen=1.0, last_seen=2.0)
 DESKTOP = Peer("desktop", "10.0.0.2", first_seen=1.0, last_seen=2.0)
+NAS = Peer("nas", "10.0.0.9", first_seen=1.0, last_seen=2.0, state=State.PENDING)
+CAD = App("cad", "prod", "cad-prod.service", "/opt/cad")
 LEADER = Identity("leader", "vps", "")
 WORKER = Identity("worker", "laptop", "10.0.0.1")
 
@@ -58,10 +61,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A database with a leader and a peer in it, and its backup."""
+    """A database with a leader, a peer, a claim and an app in it, and its backup."""
     with opened(tmp_path / "peerd.db") as registry:
         registry.set_identity(LEADER)
         registry.store([LAPTOP])
+        registry.store_claim(NAS)
+        registry.store_apps([CAD])
     return tmp_path / "peerd.db"
 
 
@@ -103,7 +108,34 @@ def newer(path: Path) -> None:
         other.commit()
 
 
-@pytest.mark.parametrize("harm", [garbage, torn, short, newer])
+def edited(old: bytes, new: bytes) -> Callable[[Path], None]:
+    """Damage that leaves a database whose pages are in order."""
+
+    def harm(path: Path) -> None:
+        content = path.read_bytes()
+        assert old in content
+        assert len(old) == len(new)
+        path.write_bytes(content.replace(old, new))
+
+    return harm
+
+
+EDITS = {
+    "no schema": edited(b"CREATE TABLE", b"CREATE TABL\xff"),
+    "no column": edited(b'"ip_address"', b'"ip_addresz"'),
+    "no setting": edited(b"leader_address", b"leader_addresz"),
+    "no role": edited(b"roleleader", b"roleloader"),
+    "no own id": edited(b"peer_idvps", b"peer_idv/s"),
+    "no text": edited(b"10.0.0.4", b"10.0.\xff.4"),
+    "no address": edited(b"10.0.0.4", b"10.0.0.x"),
+    "no state": edited(b"pending", b"pensive"),
+    "no unit": edited(b"prod.service", b"prod.servant"),
+}
+
+
+@pytest.mark.parametrize(
+    "harm", [garbage, torn, short, newer, *EDITS.values()], ids=["garbage", "torn", "short", "newer", *EDITS]
+)
 def test_one_that_cannot_be_used_is_set_aside_and_restored(
     path: Path, harm: Callable[[Path], None], records: Journal
 ) -> None:
@@ -111,7 +143,7 @@ def test_one_that_cannot_be_used_is_set_aside_and_restored(
     before = path.read_bytes()
     with opened(path) as registry:
         assert registry.identity() == LEADER
-        assert registry.peers() == [LAPTOP]
+        assert (registry.peers(), registry.claims(), registry.apps()) == ([LAPTOP], [NAS], [CAD])
         registry.store([DESKTOP])
     assert path.with_name("peerd.db.aside-then").read_bytes() == before
     (aside,) = lines(records, Event.STATE_SET_ASIDE)
@@ -157,7 +189,9 @@ def test_none_of_those_set_aside_is_overwritten(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "spoil", [garbage, newer, lambda backup: os.truncate(backup, 0)], ids=["bad", "newer", "empty"]
+    "spoil",
+    [garbage, newer, EDITS["no text"], lambda backup: os.truncate(backup, 0)],
+    ids=["bad", "newer", "no text", "empty"],
 )
 def test_a_backup_that_cannot_be_used_is_passed_over(path: Path, spoil: Callable[[Path], None]) -> None:
     backup = path.with_name("peerd.db.backup")
@@ -315,7 +349,7 @@ def test_what_was_only_in_the_log_is_served_too(path: Path, monkeypatch: pytest.
             assert other.peers() == [LAPTOP, DESKTOP]
 
 
-@pytest.mark.parametrize("harm", [garbage, Path.unlink])
+@pytest.mark.parametrize("harm", [garbage, EDITS["no address"], Path.unlink], ids=["garbage", "no address", "missing"])
 def test_where_nothing_can_be_written_a_backup_is_served(
     path: Path, harm: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -352,6 +386,16 @@ def test_a_history_that_cannot_be_used_is_set_aside_and_begun_anew(
     past.close()
     assert beside(path) == {"", ".aside-then"}
     assert lines(records, Event.STATE_SET_ASIDE)[0].endswith(", begun anew")
+
+
+def test_a_history_without_one_of_its_columns_is_set_aside(tmp_path: Path, records: Journal) -> None:
+    path = tmp_path / "jobs.db"
+    History(path).close()
+    edited(b'"outcome"', b'"outcomz"')(path)
+    past = History(path)
+    assert past.find() == []
+    past.close()
+    assert len(records.of(Event.STATE_SET_ASIDE)) == 1
 
 
 def test_a_history_that_cannot_be_written_has_what_it_had(

@@ -78,6 +78,23 @@ def test_an_error_is_there_with_what_it_says(past: History) -> None:
     assert entry.job.result.outcome is Outcome.TIMEOUT
 
 
+@pytest.mark.parametrize(
+    "column", ["job = '{'", "job = '[]'", "job = '{}'", "job = 7", "job = CAST(x'7bff' AS TEXT)", "peer = x'ff'"]
+)
+def test_a_row_that_cannot_be_read_is_passed_over_and_its_id_stays_taken(
+    tmp_path: Path, past: History, column: str
+) -> None:
+    for number in (1, 2, 3):
+        past.put(RAN, "laptop", job(number, None))
+    with contextlib.closing(sqlite3.connect(tmp_path / "jobs.db")) as database:
+        database.execute(f"UPDATE command SET {column} WHERE started = 2")
+        database.commit()
+    assert ids(past, RAN, outcome="") == [3, 1]
+    assert past.get(RAN, job(2).exec_id) is None
+    assert past.has(RAN, job(2).exec_id)
+    assert past.get(RAN, job(3).exec_id) == history.Entry(RAN, "laptop", job(3, None))
+
+
 def test_the_file_is_its_owners_alone(tmp_path: Path, past: History) -> None:
     assert stat.S_IMODE((tmp_path / "jobs.db").stat().st_mode) == 0o600
 
@@ -185,11 +202,11 @@ def test_a_database_that_cannot_be_written_is_recorded_and_keeps_nobody_from_any
 
 
 def test_a_database_that_cannot_be_read_knows_nothing(past: History, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(**_: object) -> None:
+    def fail(*_: object) -> None:
         raise peewee.OperationalError("disk I/O error")
 
     past.put(RAN, "laptop", JOB)
-    monkeypatch.setattr(past._rows, "get_or_none", fail)
+    monkeypatch.setattr(past._database, "execute_sql", fail)
     assert past.get(RAN, EXEC_ID) is None
 
 
