@@ -28,7 +28,8 @@ _KEYS_APART = 0.05
 class Hub:
     """The registry of a leader.
 
-    :ivar book: all peers; what is stored is a copy of it, but for ``last_seen``, which is written by :meth:`flush`
+    :ivar book: all peers; what is stored is a copy of it, but for ``last_seen`` and for what a full disk held up, which
+        :meth:`flush` writes
     :param config: gives the settings in force
     :param changed: called when a peer comes, goes or changes
     """
@@ -38,6 +39,7 @@ class Hub:
         self._config = config
         self._changed = changed
         self._seen: set[str] = set()
+        self._unstored: set[str] = set()
         self._keys: tuple[float, KeyTable] = (-math.inf, KeyTable(""))
         self._asking = asyncio.Lock()
         self._news = News(lambda: self.book)
@@ -205,13 +207,18 @@ class Hub:
         return not key or not peer.public_key or key == peer.public_key
 
     def flush(self) -> None:
-        """Store what heartbeats have changed since the last time."""
-        peers = [peer for peer_id in self._seen if (peer := self.book.by_id(peer_id))]
+        """Store what heartbeats have changed since the last time, and what could not be stored when it was new."""
         # Where it cannot be stored now it is the next time.
         with contextlib.suppress(PeerdError):
-            if peers:
-                self._registry.store_seen(peers)
+            if unstored := self._listed(self._unstored):
+                self._registry.store(unstored)
+            self._unstored.clear()
+            if seen := self._listed(self._seen):
+                self._registry.store_seen(seen)
             self._seen.clear()
+
+    def _listed(self, peer_ids: Iterable[str]) -> list[Peer]:
+        return [peer for peer_id in peer_ids if (peer := self.book.by_id(peer_id))]
 
     def close(self) -> None:
         """Store what is to be stored and close the links."""
@@ -256,7 +263,7 @@ class Hub:
     def _at(self, address: str) -> list[Peer]:
         return [claim for claim in self.book.claims if claim.ip_address == address]
 
-    # What these do is stored already: memory must not know more than a restart would.
+    # Who is a peer is stored already: memory must not know more of that than a restart would.
 
     def _keep_claim(self, claim: Peer) -> None:
         self._claims.put(claim)
@@ -287,15 +294,23 @@ class Hub:
         self._changed()
 
     def _store(self, peer: Peer, instead_of: Iterable[Peer] = ()) -> None:
-        """Store a peer in the place of others and of its claim, where more than its being seen is new."""
+        """Store a peer in the place of others and of its claim, where more than its being seen is new.
+
+        :raises PeerdError: NOT_STORED; not for a peer that stays who it is, which :meth:`flush` then stores
+        """
         known, others = self.book.by_id(peer.peer_id), list(instead_of)
         if known and not others and peer == replace(known, is_online=peer.is_online, last_seen=peer.last_seen):
             return
-        with self._registry.changing():
-            self._registry.forget(other.peer_id for other in others)
-            if known is None or others:
-                self._registry.forget_claim(peer.ip_address)
-            self._registry.store([peer])
+        try:
+            with self._registry.changing():
+                self._registry.forget(other.peer_id for other in others)
+                if known is None or others:
+                    self._registry.forget_claim(peer.ip_address)
+                self._registry.store([peer])
+        except PeerdError:
+            if known is None or others or peer.public_key != known.public_key:
+                raise
+            self._unstored.add(peer.peer_id)
 
 
 def _only(found: list[Peer], peer_id: str, address: str | None) -> Peer:

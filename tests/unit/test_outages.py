@@ -105,6 +105,41 @@ def test_a_new_registration_is_refused_and_a_known_worker_comes_and_goes(registr
     asyncio.run(main())
 
 
+def test_a_known_worker_comes_back_upgraded_and_with_no_other_key(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        hub = hub_of(registry)
+        await registers(hub, "laptop", "10.0.0.4")
+        upgraded = registration("laptop", daemon_version="0.2.0", hostname="renamed")
+        with full():
+            async with linked() as (worker, leader):
+                await hub.register(leader, "10.0.0.4", upgraded)
+                await worker.expect("registered")
+                hub.set_self(registration("vps", daemon_version="0.2.0"), "10.0.0.1")
+                book = await receive_book(worker)
+                laptop = book.by_id("laptop")
+                assert laptop is not None
+                assert (laptop.daemon_version, laptop.hostname) == ("0.2.0", "renamed")
+                hub.flush()
+                assert {peer.daemon_version for peer in registry.peers()} == {registration("laptop").daemon_version}
+                hub.left(leader, "laptop")
+            monkeypatch.setattr(network, "public_keys", knows_laptop)
+            async with linked() as (_, leader):
+                with pytest.raises(PeerdError, match="cannot be stored"):
+                    await hub.register(leader, "10.0.0.4", upgraded)
+        hub.flush()
+        assert {peer.daemon_version for peer in registry.peers()} == {"0.2.0"}
+        assert {peer.public_key for peer in registry.peers()} == {""}
+        assert shown(hub) == shown(hub_of(registry))
+
+    async def knows_laptop(interface: str) -> network.KeyTable:
+        return key_table({"10.0.0.4": "key-4"})
+
+    monkeypatch.setattr(hub_module, "_KEYS_APART", 0.0)
+    asyncio.run(main())
+
+
 def test_no_change_of_the_registry_is_made_by_half(registry: Registry) -> None:
     async def main() -> None:
         hub = hub_of(registry)
