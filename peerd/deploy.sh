@@ -11,7 +11,8 @@ rollback=$1
 seconds=$2
 command=$3
 patience=60
-kept=/var/lib/peerd/rollback
+state=/var/lib/peerd
+kept=$state/rollback
 
 say() {
     printf 'peerd: %s\n' "$1" >&2
@@ -22,9 +23,12 @@ status_of() {
     timeout 20 d getPeerStatus --json 2>/dev/null | sed -n "s/^ *\"$1\": \"\\{0,1\\}\\([^\",]*\\)\"\\{0,1\\},\\{0,1\\}\$/\\1/p"
 }
 
+is_package() {
+    command -v dpkg-deb >/dev/null && dpkg-query --show peerd >/dev/null 2>&1
+}
+
 # The installed package as a .deb, made of what is installed: dpkg keeps none.
 keep_package() {
-    command -v dpkg-deb >/dev/null && dpkg-query --show peerd >/dev/null 2>&1 || return 1
     rm -rf "$kept" && mkdir -m 700 "$kept" && mkdir -p "$kept/tree/DEBIAN" || return 1
     dpkg-query --status peerd |
         awk '/^[^ ]/ { skip = $1 == "Status:" || $1 == "Conffiles:" } !skip' >"$kept/tree/DEBIAN/control" || return 1
@@ -69,16 +73,28 @@ works() {
     done
 }
 
+# The directory, which is there on a full disk, too, and stays the same when a package replaces this script.
+exec 9<"$state"
+if ! flock --nonblock 9; then
+    say 'another deploy runs on this machine'
+    exit 1
+fi
+
 id=$(status_of peer_id)
 connected=$(status_of connected_to_leader)
 started=$(systemctl show -P InvocationID peerd.service)
 version=$(dpkg-query --show --showformat='${Version}' peerd 2>/dev/null)
-if [ "$rollback" = yes ] && ! keep_package; then
+if [ "$rollback" = yes ] && ! is_package; then
     say 'peerd was not installed as a package, so there will be no way back'
     rollback=no
+elif [ "$rollback" = yes ] && ! keep_package; then
+    rm -rf "$kept"
+    say 'the installed package cannot be kept, so there would be no way back: nothing was built (see --no-rollback)'
+    exit 1
 fi
 
-timeout --kill-after=5 "$seconds" /bin/sh -c "$command"
+# What the build leaves running is no deploy any more.
+timeout --kill-after=5 "$seconds" /bin/sh -c "$command" 9<&-
 status=$?
 
 if [ "$(systemctl show -P InvocationID peerd.service)" = "$started" ] && [ -z "$(complaint)" ]; then
@@ -97,8 +113,9 @@ if [ "$rollback" != yes ]; then
     exit 1
 fi
 say "rolling back to peerd $version"
-if DEBIAN_FRONTEND=noninteractive dpkg --install --force-confold --force-downgrade "$kept/peerd.deb" >&2 &&
-    systemctl restart peerd.service && works; then
+if ! DEBIAN_FRONTEND=noninteractive dpkg --install --force-confold --force-downgrade "$kept/peerd.deb" >&2; then
+    say "peerd $version cannot be put back; its package is $kept/peerd.deb"
+elif systemctl restart peerd.service && works; then
     rm -rf "$kept"
     say "rolled back to peerd $version, which works"
 else
