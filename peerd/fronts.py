@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 
 from peerd import __version__, messages, network, validate
@@ -17,6 +18,8 @@ from peerd.spool import Data, Extent
 from peerd.stdin import Stdin
 
 _HELLO_LIMIT = 10.0
+_MAX_BACKLOG = 4 * 1024 * 1024
+"""Bytes that wait to be taken by the other end, more than output ever is, beyond which nothing is heard of it."""
 _LATE = ("cancel", "stdin", "ack", "done")
 """What may come just as its command ends, and then means nothing."""
 
@@ -163,6 +166,10 @@ class Conversation:
                 if frame is None:
                     break
                 self._take(frame)
+                # Not sooner: a cancel must get through to a command whose output nobody takes.
+                if self._link.backlog > _MAX_BACKLOG:
+                    with contextlib.suppress(ConnectionError):
+                        await self._link.drain()
         except PeerdError as error:
             self._link.post("error", error.to_wire())
         finally:

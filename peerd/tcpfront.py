@@ -82,6 +82,7 @@ class TcpFront(Front):
                 if frame.type == "registerPeer":
                     try:
                         registered = await self._register(link, who, frame)
+                        await link.drain()
                     except PeerdError as error:
                         await link.send("error", error.to_wire())
                     continue
@@ -91,6 +92,7 @@ class TcpFront(Front):
                 genuine = True
                 if frame.type == "heartbeat" and registered and self._node.hub:
                     self._node.hub.heard(link, registered)
+                    await link.drain()
                 else:
                     await self._answer(link, lambda frame: self._handle(link, who, frame), frame)
         finally:
@@ -152,6 +154,7 @@ class TcpFront(Front):
                 await link.send("reply", self._find(frame.fields).to_wire())
             case "listPeers" if self._node.hub:
                 self._node.hub.tell_all(link)
+                await link.drain()
             case "deletePeer" | "approvePeer" | "rejectPeer" if self._node.hub:
                 await self._change_registry(RegistryAction(frame.type), peer, frame.fields)
                 await link.send("reply")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from peerd import hub, messages, network, tcpfront
+from peerd import fronts, hub, messages, network, protocol, tcpfront
 from peerd.app import App
 from peerd.apphost import AppHost
 from peerd.config import Mode
@@ -37,6 +37,7 @@ from unit.support import (
     Wire,
     dialled,
     key_table,
+    linked,
     registration,
     settings,
     tcp_server,
@@ -79,6 +80,7 @@ class Remote:
     executor: FakeExecutor
     node: Node
     registry: Registry
+    front: TcpFront
 
 
 @asynccontextmanager
@@ -103,10 +105,34 @@ async def served(
     front = TcpFront(node, executor, apps, lambda: config)
     try:
         async with tcp_server(front.accept, packet_info) as port:
-            yield Remote(port, executor, node, registry)
+            yield Remote(port, executor, node, registry, front)
     finally:
         await node.close()
         registry.close()
+
+
+async def backlog_of_who_does_not_read(remote: Remote, frame: bytes, count: int, first: bytes = b"") -> int:
+    """How many bytes wait for desktop, which sends so many frames and takes no answer.
+
+    :param first: what it sends, and is answered, before
+    """
+    async with linked() as (near, far):
+        serving = asyncio.create_task(remote.front._converse(far, "127.0.0.2"))
+        wire = Wire(near)
+        await wire.greet()
+        if first:
+            near.post_encoded(first)
+            await wire.next()
+        near._transport.pause_reading()
+        near.post_encoded(frame * count)
+        most = stalled = 0
+        while stalled < 100:
+            await asyncio.sleep(0)
+            stalled = stalled + 1 if far.backlog <= most else 0
+            most = max(most, far.backlog)
+        serving.cancel()
+        await asyncio.wait((serving,))
+        return most
 
 
 @asynccontextmanager
@@ -490,6 +516,32 @@ def test_a_peer_is_told_of_all() -> None:
         async with served() as remote, greeted(remote) as wire:
             await wire.link.send("listPeers")
             assert [peer.peer_id for peer in (await receive_book(wire.link)).all()] == ["vps", "laptop"]
+
+    asyncio.run(main())
+
+
+REGISTRATION = protocol.encode("registerPeer", registration("desktop").to_wire())
+
+
+@pytest.mark.parametrize(
+    ("frame", "count", "first"),
+    [
+        (protocol.encode("listPeers"), 2000, REGISTRATION),
+        (protocol.encode("heartbeat"), 20_000, REGISTRATION),
+        (protocol.encode("ping"), 20_000, REGISTRATION),
+        (protocol.encode("ping"), 20_000, REGISTRATION + protocol.encode("execRequest", EXEC)),
+        (REGISTRATION, 1000, b""),
+    ],
+    ids=["listPeers", "heartbeat", "ping", "ping to a command", "registerPeer"],
+)
+def test_who_asks_and_does_not_read_is_answered_at_its_pace(
+    records: Journal, monkeypatch: pytest.MonkeyPatch, frame: bytes, count: int, first: bytes
+) -> None:
+    monkeypatch.setattr(fronts, "_MAX_BACKLOG", 50_000)
+
+    async def main() -> None:
+        async with served(until_cancelled) as remote:
+            assert await backlog_of_who_does_not_read(remote, frame, count, first) < 100_000
 
     asyncio.run(main())
 
