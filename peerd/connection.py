@@ -147,6 +147,11 @@ class Connection(asyncio.BufferedProtocol):
         """Bytes that were sent and not yet taken by the kernel."""
         return self._transport.get_write_buffer_size()
 
+    @property
+    def unread(self) -> int:
+        """Bytes that have arrived and that nobody has taken."""
+        return self._decoder.held
+
     def post(self, type_: str, fields: Mapping[str, object] | None = None, payload: bytes | bytearray = b"") -> None:
         """Queue a frame without waiting; for small ones."""
         header = protocol.encode_header(type_, fields, len(payload))

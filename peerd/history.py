@@ -41,6 +41,8 @@ _PUT = """
     INSERT INTO command (exec_id, side, peer, started, outcome, detached, job) VALUES (?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT (exec_id, side) DO UPDATE SET peer = excluded.peer, outcome = excluded.outcome, job = excluded.job
 """
+# What is listed are detached ones, few among very many.
+_INDEX = "CREATE INDEX IF NOT EXISTS command_detached ON command (started) WHERE detached"
 _GET = "SELECT side, peer, job FROM command WHERE exec_id = ? AND side = ?"
 _HAS = "SELECT 1 FROM command WHERE exec_id = ? AND side = ?"
 
@@ -91,6 +93,9 @@ class History:
         self._unwritten: set[tuple[str, str]] = set()
         self._due: asyncio.TimerHandle | None = None
         self._store.open()
+        # Without it all is found as well.
+        with contextlib.suppress(PeerdError), self._store.writing():
+            self._database.execute_sql(_INDEX)
 
     def _create(self) -> None:
         self._database.create_tables([self._rows])
@@ -186,6 +191,9 @@ class History:
         for column, value in wanted.items():
             if value is not None:
                 query = query.where(column == value)
+        if detached:
+            # As the index has it, which is of use only then.
+            query = query.where(rows.detached)
         try:
             found = self._database.execute(query.order_by(rows.started.desc()).limit(limit)).fetchall()
         except (sqlite3.DatabaseError, peewee.DatabaseError) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -267,7 +267,21 @@ async def tell(link: Connection, jobs: Sequence[Job]) -> None:
     """Send jobs as :func:`_receive` takes them."""
     await link.send("reply", {"count": len(jobs)})
     for start in range(0, len(jobs), _PER_FRAME):
-        await link.send("jobs", {"jobs": [job.shortened().to_wire() for job in jobs[start : start + _PER_FRAME]]})
+        await _tell_some(link, [job.shortened().to_wire() for job in jobs[start : start + _PER_FRAME]])
+        # All of them take long.
+        await asyncio.sleep(0)
+
+
+async def _tell_some(link: Connection, entries: Sequence[Mapping[str, object]]) -> None:
+    """Send entries in one frame, or in as many as it takes for each to keep its bound."""
+    try:
+        await link.send("jobs", {"jobs": entries})
+    except PeerdError:
+        half = len(entries) // 2
+        if not half:
+            raise
+        await _tell_some(link, entries[:half])
+        await _tell_some(link, entries[half:])
 
 
 async def _each(peers: Iterable[Peer], ask: Callable[[Peer], Awaitable[T]]) -> list[T | PeerdError]:

@@ -16,6 +16,7 @@ from peerd.connection import Connection
 from peerd.errors import Code, PeerdError
 from peerd.executor import Executor
 from peerd.fronts import Conversation, Front
+from peerd.job import Job
 from peerd.journal import Event, log
 from peerd.logs import Reader
 from peerd.messages import ExecRequest, ExecResult, Offsets, Registration, RegistryAction, take, take_optional
@@ -41,6 +42,7 @@ class TcpFront(Front):
         self._apps = apps
         self._reader = Reader()
         self._of: Counter[str] = Counter()
+        self._listing = asyncio.Lock()
 
     def who(self, link: Connection) -> str:
         """The address of the other end."""
@@ -75,6 +77,9 @@ class TcpFront(Front):
         registered, genuine = "", False
         try:
             while True:
+                if link.unread:
+                    # Who sends many requests at once must not keep all others waiting for the last of them.
+                    await asyncio.sleep(0)
                 async with asyncio.timeout(None if registered else _IDLE_LIMIT if genuine else _STRANGER_LIMIT):
                     frame = await link.receive()
                 if frame is None:
@@ -142,10 +147,7 @@ class TcpFront(Front):
             case "getJob" | "waitJob" | "cancelJob":
                 await self._job(link, peer, frame.type, frame.fields)
             case "listJobs":
-                rules, every = self._config().policy, self._executor.jobs(jobs.MAX_JOBS)
-                await jobs.tell(
-                    link, [job for job in every if policy.decide_job(rules, peer.peer_id, job.caller).allowed]
-                )
+                await jobs.tell(link, await self._jobs_for(peer))
             case "appRequest":
                 await self._serve_app(link, peer, AppRequest.from_wire(frame.fields))
             case "getLog":
@@ -236,6 +238,17 @@ class TcpFront(Front):
         exec_id = take(fields, "execId", validate.exec_id)
         guard.attend(self._config().policy, self._executor.job(exec_id), peer.peer_id, self._node.peer_id)
         return exec_id
+
+    async def _jobs_for(self, peer: Peer) -> list[Job]:
+        """The jobs that a peer may see."""
+        rules = self._config().policy
+        if not rules.accept:
+            return []
+        # However many ask, what there is to do for one must not hold up all else for longer.
+        async with self._listing:
+            every = self._executor.jobs(jobs.MAX_JOBS)
+            await asyncio.sleep(0)
+        return [job for job in every if policy.decide_job(rules, peer.peer_id, job.caller).allowed]
 
     async def _job(self, link: Connection, peer: Peer, type_: str, fields: Mapping[str, object]) -> None:
         exec_id = self._allowed(peer, fields)

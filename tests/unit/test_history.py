@@ -147,6 +147,23 @@ def test_commands_are_found_by_what_they_have_the_newest_first(past: History) ->
     assert ids(past, peer="' OR 1=1 --") == []
 
 
+def test_detached_ones_are_found_without_looking_at_all_others(past: History, tmp_path: Path) -> None:
+    async def fill() -> None:
+        for number in range(5000):
+            past.put_soon(RAN, "laptop", job(number, detached=number % 1000 == 0))
+        # As a peerd of before left it.
+        past.catch_up()
+        past._database.execute_sql("DROP INDEX IF EXISTS command_detached")
+
+    asyncio.run(fill())
+    later = History(tmp_path / "jobs.db")
+    steps: list[None] = []
+    later._database.connection().set_progress_handler(lambda: steps.append(None), 100)
+    assert ids(later, RAN, detached=True, limit=10) == [4000, 3000, 2000, 1000, 0]
+    later.close()
+    assert len(steps) < 10
+
+
 def test_only_the_newest_are_kept_and_all_that_run(past: History) -> None:
     past.put(RAN, "laptop", job(1, None))
     for number in range(2, 10):

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from peerd import history, jobs, network, remote, scopes
+from peerd import history, jobs, network, remote, scopes, validate
 from peerd.answer import Answer
 from peerd.apphost import AppHost
 from peerd.errors import Code, Outcome, PeerdError
 from peerd.executor import Executor
 from peerd.history import History
-from peerd.job import Job
+from peerd.job import MAX_SHOWN_COMMAND, Job
 from peerd.messages import ExecRequest, ExecResult
 from peerd.node import Node
 from peerd.peers import Peer
@@ -29,7 +29,7 @@ from peerd.stdin import Stdin
 from peerd.storage import Storage
 from peerd.units import Units
 from unit.fake_systemd import FakeSystemd
-from unit.support import EXEC_ID, FakePeers, FakeScopes, Heard, Wire, settings
+from unit.support import EXEC_ID, FakePeers, FakeScopes, Heard, Wire, linked, settings
 
 LAPTOP = Peer("laptop", "127.0.0.4", is_online=True)
 DESKTOP = Peer("desktop", "127.0.0.2", is_online=True)
@@ -595,6 +595,19 @@ def test_the_jobs_of_all_peers_are_listed_the_oldest_first(tmp_path: Path) -> No
             (said,) = here.said
             assert said.startswith("Failed to connect to peer: ")
             await here.executor.cancel(EXEC_ID)
+
+    asyncio.run(main())
+
+
+def test_jobs_are_told_of_however_much_there_is_to_say_of_each() -> None:
+    long = replace(JOB, command="\U0001f600" * MAX_SHOWN_COMMAND, directory="/" + "\1" * (validate.MAX_PATH - 1))
+    many = [replace(long, exec_id=f"{number:016x}") for number in range(jobs._PER_FRAME)]
+
+    async def main() -> None:
+        async with linked() as (near, far):
+            telling = asyncio.create_task(jobs.tell(far, many))
+            assert await jobs._receive(near) == many
+            await telling
 
     asyncio.run(main())
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -821,6 +821,72 @@ def test_all_jobs_are_listed_in_frames_that_each_fit() -> None:
                 listed += map(Job.from_wire, entries)
             assert [int(job.exec_id, 16) for job in listed] == list(range(40))
             assert (await wire.ask("ping")).type == "pong"
+
+    asyncio.run(main())
+
+
+def test_who_sends_many_requests_at_once_does_not_keep_others_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = 0
+    find = TcpFront._find
+
+    def counted(self: TcpFront, fields: Mapping[str, object]) -> Peer:
+        nonlocal answered
+        answered += 1
+        return find(self, fields)
+
+    monkeypatch.setattr(TcpFront, "_find", counted)
+
+    async def main() -> None:
+        async with served() as remote, greeted(remote) as wire, greeted(remote) as other:
+            wire.link.post_encoded(protocol.encode("getPeerInfo", {"peer": "laptop"}) * 500)
+            assert (await other.ask("ping")).type == "pong"
+            assert answered < 50
+            for _ in range(500):
+                await wire.next()
+
+    asyncio.run(main())
+
+
+def test_jobs_are_looked_up_for_one_peer_in_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    turn, turns = 0, []
+
+    async def count() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    def listed(self: FakeExecutor, limit: int) -> list[Job]:
+        turns.append(turn)
+        return []
+
+    monkeypatch.setattr(FakeExecutor, "jobs", listed)
+
+    async def main() -> None:
+        async with served() as remote, AsyncExitStack() as stack:
+            wires = [await stack.enter_async_context(greeted(remote)) for _ in range(20)]
+            for wire in wires:
+                assert (await wire.ask("ping")).type == "pong"
+            counting = asyncio.create_task(count())
+            for wire in wires:
+                wire.link.post("listJobs")
+            for wire in wires:
+                assert (await wire.next()).fields == {"count": 0}
+            counting.cancel()
+            assert len(turns) == len(set(turns)) == len(wires)
+
+    asyncio.run(main())
+
+
+def test_where_no_peer_may_run_anything_jobs_are_not_even_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def listed(self: FakeExecutor, limit: int) -> list[Job]:
+        pytest.fail("they were")
+
+    monkeypatch.setattr(FakeExecutor, "jobs", listed)
+
+    async def main() -> None:
+        async with served(policy=Policy(accept=False)) as remote, greeted(remote) as wire:
+            assert (await wire.ask("listJobs")).fields == {"count": 0}
 
     asyncio.run(main())
 
