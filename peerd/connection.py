@@ -147,6 +147,10 @@ class Connection(asyncio.BufferedProtocol):
         """Bytes that were sent and not yet taken by the kernel."""
         return self._transport.get_write_buffer_size()
 
+    def limit_headers(self, size: int) -> None:
+        """Take no header of more bytes from now on."""
+        self._decoder.max_header = size
+
     @property
     def unread(self) -> int:
         """Bytes that have arrived and that nobody has taken."""

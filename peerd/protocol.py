@@ -8,8 +8,10 @@ messages.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import NoReturn
 
 from peerd.errors import Code, PeerdError
@@ -23,10 +25,15 @@ WIDE = 3
 """Since this version the window of standard input is as wide as that of output."""
 MAX_HEADER = 1024 * 1024
 """Room for the longest command that execve(2) takes, with every byte of it escaped."""
+MAX_GREETING = 16 * 1024
+"""The same for who is nobody yet: room for a hello, and for a registration."""
+MAX_TOKENS = 64 * 1024
+"""Strings, and characters that begin or separate values, in one header: what is made of it takes memory for each."""
 MAX_PAYLOAD = 1024 * 1024
 MAX_TYPE = 64
 _BEGUN = 32
 """The share of a payload, as a divisor, that has to be there before memory is taken for all of it."""
+_TOKENS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{,]')
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,8 @@ def encode_header(type_: str, fields: Mapping[str, object] | None = None, size: 
 
 
 def _parse(line: bytes) -> tuple[str, dict[str, object], int]:
+    if len(line) > MAX_TOKENS and any(islice(_TOKENS.finditer(line), MAX_TOKENS, None)):
+        _refuse(f"header of more than {MAX_TOKENS} strings and values")
     try:
         header = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
@@ -88,9 +97,13 @@ def _parse(line: bytes) -> tuple[str, dict[str, object], int]:
 
 
 class Decoder:
-    """Turns the bytes of one connection into frames; holds at most one frame's bytes and what was fed beyond it."""
+    """Turns the bytes of one connection into frames; holds at most one frame's bytes and what was fed beyond it.
+
+    :ivar max_header: bytes that the next header may have
+    """
 
     def __init__(self) -> None:
+        self.max_header = MAX_HEADER
         self._buffer = bytearray()
         self._scanned = 0
         self._header: tuple[str, dict[str, object], int] | None = None
@@ -129,8 +142,8 @@ class Decoder:
             end = self._buffer.find(b"\n", self._scanned)
             if end < 0:
                 self._scanned = len(self._buffer)
-            if end >= MAX_HEADER or (end < 0 and len(self._buffer) >= MAX_HEADER):
-                _refuse(f"header longer than {MAX_HEADER} bytes")
+            if end >= self.max_header or (end < 0 and len(self._buffer) >= self.max_header):
+                _refuse(f"header longer than {self.max_header} bytes")
             if end < 0:
                 return None
             self._header = _parse(bytes(self._buffer[:end]))

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
-from peerd import guard, jobs, messages, network, policy, validate
+from peerd import guard, jobs, messages, network, policy, protocol, validate
 from peerd.app import AppRequest, answer_to_wire
 from peerd.apphost import AppHost
 from peerd.config import Config, Mode
@@ -73,6 +73,9 @@ class TcpFront(Front):
 
     async def _converse(self, link: Connection, who: str) -> None:
         network.tune(link.socket)
+        # Who comes in elsewhere is a peer.
+        if self._takes_registrations():
+            link.limit_headers(protocol.MAX_GREETING)
         await self._greet(link)
         registered, genuine = "", False
         try:
@@ -80,6 +83,8 @@ class TcpFront(Front):
                 if link.unread:
                     # Who sends many requests at once must not keep all others waiting for the last of them.
                     await asyncio.sleep(0)
+                if self._node.book.by_address(who):
+                    link.limit_headers(protocol.MAX_HEADER)
                 async with asyncio.timeout(None if registered else _IDLE_LIMIT if genuine else _STRANGER_LIMIT):
                     frame = await link.receive()
                 if frame is None:

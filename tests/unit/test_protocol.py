@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from peerd.errors import Code, PeerdError
 from peerd.protocol import MAX_HEADER, MAX_PAYLOAD, MAX_TYPE, Decoder, Frame, encode
+from peerd.validate import MAX_ARGUMENTS, MAX_VARIABLES
 from unit.support import frames
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=30)
@@ -131,6 +133,41 @@ def test_a_header_over_its_bound_is_neither_sent_nor_taken() -> None:
     assert caught.value.code is Code.BAD_MESSAGE
     line = header_of(MAX_HEADER)
     assert "header longer" in refusal(line.replace(b"aaa", b"aaaa", 1))
+
+
+@pytest.mark.parametrize("value", ["{}", "[]", '""', "0.5", '{"":{}}'])
+def test_a_header_of_very_many_values_is_refused_before_it_takes_memory_for_each(value: str) -> None:
+    line = f'{{"type":"x","size":1,"a":[{value}{f",{value}" * (MAX_HEADER // (len(value) + 1) - 20)}]}}\n'.encode()
+    decoder = Decoder()
+    tracemalloc.start()
+    try:
+        decoder.feed(line)
+        with pytest.raises(PeerdError, match="strings and values"):
+            decoder.next()
+        assert tracemalloc.get_traced_memory()[1] < 4 * MAX_HEADER
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("text", ["," * 500_000, '"[{' * 200_000, "\\" * 200_000])
+def test_what_is_in_a_string_are_no_values(text: str) -> None:
+    assert frames(encode("x", {"a": text, "b": 1}))[0].fields == {"a": text, "b": 1}
+
+
+def test_a_header_may_have_all_arguments_that_there_may_be() -> None:
+    fields = {"argv": ["a"] * 4 * MAX_ARGUMENTS, "env": {f"A{number}": "" for number in range(MAX_VARIABLES)}}
+    assert frames(encode("x", fields))[0].fields == fields
+
+
+def test_the_bound_of_a_header_may_be_another_for_the_next() -> None:
+    decoder = Decoder()
+    decoder.feed(header_of(100) * 3)
+    assert decoder.next()
+    decoder.max_header = 99
+    with pytest.raises(PeerdError, match="header longer than 99 bytes"):
+        decoder.next()
+    decoder.max_header = 100
+    assert decoder.next()
 
 
 def test_a_payload_at_its_bound_is_taken() -> None:

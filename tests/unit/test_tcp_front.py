@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from peerd import fronts, hub, messages, network, protocol, tcpfront
+from peerd import fronts, hub, messages, network, protocol, tcpfront, validate
 from peerd.app import App
 from peerd.apphost import AppHost
 from peerd.config import Mode
@@ -207,6 +207,37 @@ def test_who_is_no_peer_gets_no_word_for_anything_but_a_registration(
             assert record.message == "Connection from 127.0.0.66 refused: not a registered peer"
             assert remote.executor.requests == []
             assert {peer.peer_id for peer in remote.registry.peers()} == {"laptop", "vps"}
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("greets", [False, True])
+def test_who_is_no_peer_is_kept_short(records: Journal, greets: bool) -> None:
+    long = "a" * protocol.MAX_GREETING
+
+    async def main() -> None:
+        async with served() as remote, dialled(remote.port, "127.0.0.66") as wire:
+            if greets:
+                await wire.greet()
+                await wire.link.send("registerPeer", {**registration("phone").to_wire(), "more": long})
+            else:
+                await wire.link.send("hello", {**messages.hello("test"), "more": long})
+            assert "header longer" in str((await wire.next()).fields["message"])
+            await wire.end()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("registers", [False, True])
+def test_a_peer_may_have_much_to_say_from_its_first_request_on(registers: bool) -> None:
+    long = {**EXEC, "shellCmd": "#" * validate.MAX_COMMAND}
+
+    async def main() -> None:
+        async with served() as remote, greeted(remote, "127.0.0.2" if registers else "127.0.0.4") as wire:
+            if registers:
+                assert (await wire.ask("registerPeer", registration("desktop").to_wire())).type == "registered"
+                await receive_book(wire.link)
+            assert (await wire.ask("execRequest", long)).type == "result"
 
     asyncio.run(main())
 
