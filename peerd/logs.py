@@ -111,6 +111,7 @@ class Logs:
         return Answer(found)
 
     async def _of_peer(self, target: Peer, query: Query, stops: Stops) -> Batches:
+        received = 0
         try:
             async with self._node.pool.borrow(target.ip_address) as link:
                 await link.send("getLog", query.to_wire())
@@ -125,7 +126,11 @@ class Logs:
                     if frame.type == "reply":
                         return
                     if frame.type == "records":
-                        yield records.from_wire(frame.fields)
+                        batch = records.from_wire(frame.fields)
+                        received += len(batch)
+                        if received > query.count and not query.follow:
+                            raise PeerdError(Code.BAD_MESSAGE, reason=f"more than {query.count} records")
+                        yield batch
                 # What is on its way may be much; the connection is of no more use.
                 await link.send("cancel")
                 link.abort()

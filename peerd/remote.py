@@ -44,6 +44,7 @@ class Remote:
         self._patience = patience
         self._offsets = dict.fromkeys(STREAMS, 0)
         self._relay = Relay(session)
+        self._sent: int | None = None
         self._heard = 0
         self._boot = ""
         self._order = b""
@@ -178,7 +179,7 @@ class Remote:
                     self._offsets[stream] += len(frame.payload)
                     await self._relay.put(stream, frame.payload)
                 elif frame.type in ("stdinWindow", "stdinCredit"):
-                    start, until = self._window(frame, until)
+                    start, until = self._window(link, frame, until)
                     taken = until - link.window
                     if start is None or len(tasks) > 1:
                         session.stdin.grant(until, taken)
@@ -200,15 +201,22 @@ class Remote:
                 task.cancel()
             await asyncio.wait(tasks)
 
-    @staticmethod
-    def _window(frame: Frame, until: int) -> tuple[int | None, int]:
+    def _window(self, link: Connection, frame: Frame, until: int) -> tuple[int | None, int]:
         """From which offset on, if that is said, and up to which standard input may be sent.
 
         :param until: up to which it might before; a peer of version 1 says by how much that grows
+        :raises PeerdError: BAD_MESSAGE where that is more than it can have a use for, and is ours to hold
         """
+        start = take_optional(frame.fields, "from", _offset)
         if frame.type == "stdinCredit":
-            return 0, until + take(frame.fields, "bytes", _offset)
-        return take_optional(frame.fields, "from", _offset), take(frame.fields, "until", _offset)
+            start, until = 0, until + take(frame.fields, "bytes", _offset)
+        else:
+            until = take(frame.fields, "until", _offset)
+        if self._sent is None:
+            self._sent = start or 0
+        if until > self._sent + link.window:
+            raise PeerdError(Code.BAD_MESSAGE, reason=f"stdin granted up to {until}, sent: {self._sent}")
+        return start, until
 
     def _result(self, frame: Frame) -> ExecResult:
         result = ExecResult.from_wire(frame.fields)
@@ -224,8 +232,10 @@ class Remote:
     async def _forward_stdin(self, link: Connection, offset: int) -> None:
         with contextlib.suppress(ConnectionError):
             while data := await self._session.stdin.read(offset):
-                await link.send("stdin", None, data)
                 offset += len(data)
+                # Before it is sent: what has arrived may be taken before this task has its turn again.
+                self._sent = max(self._sent or 0, offset)
+                await link.send("stdin", None, data)
             await link.send("stdin")
 
     async def _forward_cancel(self, link: Connection) -> None:

@@ -7,14 +7,18 @@ import contextlib
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from peerd import logs, records, validate
 from peerd.errors import Code, PeerdError
+from peerd.links import Pool
 from peerd.logs import Reader
+from peerd.peers import Peer
 from peerd.records import Query
+from unit.support import FakePeers
 
 ENTRY: dict[str, Any] = {
     "__REALTIME_TIMESTAMP": "1790000000123456",
@@ -148,5 +152,39 @@ def test_readers_are_few_and_end_with_their_callers(journalctl: Path) -> None:
                 await collect(reader, Query())
             assert caught.value.code is Code.BUSY
         assert await collect(reader, Query()) == [RECORD]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("query", "batches", "taken"),
+    [({}, 100, 100), ({}, 101, None), ({"lines": 3}, 4, None), ({"lines": 0}, 1, None), ({"follow": True}, 150, 150)],
+    ids=str,
+)
+def test_a_peer_does_not_tell_of_more_records_than_it_was_asked_for(
+    query: dict[str, Any], batches: int, taken: int | None
+) -> None:
+    async def main() -> None:
+        async with FakePeers().serving() as peers:
+            node: Any = SimpleNamespace(pool=Pool(lambda: peers.port, lambda: 5.0))
+            told: list[records.Record] = []
+
+            async def hear() -> None:
+                async for batch in logs.Logs(node)._of_peer(Peer("laptop", "127.0.0.4"), Query(**query), ()):
+                    told.extend(batch)
+
+            hearing = asyncio.create_task(hear())
+            wire = await peers.links.get()
+            await wire.expect("getLog")
+            for _ in range(batches):
+                wire.link.post("records", {"records": [RECORD]})
+            wire.link.post("reply")
+            if taken is None:
+                with pytest.raises(PeerdError, match="Malformed message: more than"):
+                    await hearing
+            else:
+                await hearing
+                assert len(told) == taken
+            node.pool.drop()
 
     asyncio.run(main())

@@ -409,6 +409,26 @@ def test_input_is_sent_again_from_where_the_target_is() -> None:
     asyncio.run(main())
 
 
+def test_a_target_gets_a_window_beyond_what_it_was_sent_and_no_more() -> None:
+    async def main() -> None:
+        async with calling() as caller:
+            running = caller.execute(ExecRequest(EXEC_ID, "/tmp", "cat", stdin=True))
+            wire = await caller.target("execRequest")
+            wire.link.post("stdinWindow", {"from": 0, "until": WINDOW})
+            assert await caller.asked.get() == (0, WINDOW)
+            caller.stdin.feed(bytes(1000))
+            assert len((await wire.expect("stdin")).payload) == 1000
+            wire.link.post("stdinWindow", {"until": WINDOW + 1000})
+            assert await caller.asked.get() == (None, WINDOW + 1000)
+            wire.reset()
+            wire = await caller.target("attachJob")
+            # It cannot have had more either.
+            wire.link.post("stdinWindow", {"from": 1001, "until": WINDOW + 1001})
+            assert await refused(running) is Code.LOST
+
+    asyncio.run(main())
+
+
 def test_a_detached_command_is_answered_once_it_was_started() -> None:
     async def main() -> None:
         async with calling() as caller:
@@ -440,6 +460,9 @@ def test_an_error_on_the_way_back_names_the_peer_as_it_is_known_here() -> None:
         ("stdinWindow", {"from": -1, "until": 5}),
         ("stdinWindow", {"from": 0}),
         ("stdinWindow", {"until": "x"}),
+        ("stdinWindow", {"from": 0, "until": WINDOW + 1}),
+        ("stdinWindow", {"from": 5, "until": WINDOW + 6}),
+        ("stdinCredit", {"bytes": WINDOW + 1}),
         ("result", {"outcome": "exited", "exitStatus": 256}),
     ],
     ids=str,
