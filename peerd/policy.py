@@ -19,6 +19,9 @@ GROUP_MARK = "@"
 FURTHER_ARGUMENTS = "..."
 """The last word of a program's pattern: any further arguments, or none."""
 
+TELLING = ("app-denied", "command-allowed", "command-denied", "registry-denied")
+"""The events of the journal whose records have a rule or a reason in them."""
+
 
 @dataclass(frozen=True)
 class Question:
@@ -148,6 +151,14 @@ def decide_job(policy: Policy, peer: str, owner: str) -> Decision:
         if rule.unlimited and policy.includes(rule.peers, peer):
             return Decision(True, f"[allow {rule.name}] allows it everything", rule.name)
     return Decision(False, f"it is the command of {owner}, and no rule allows {peer} everything")
+
+
+def decide_record(policy: Policy, peer: str, event: str, caller: str) -> Decision:
+    """Whether a peer may read a record of this machine: of its own commands only what tells nothing of the rules.
+
+    :param caller: who asked for what it is about, or ""
+    """
+    return decide_job(policy, peer, "" if event in TELLING else caller)
 
 
 def decide_apps(policy: Policy, peer: str) -> Decision:

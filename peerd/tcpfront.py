@@ -186,7 +186,9 @@ class TcpFront(Front):
                     told = [
                         record
                         for record in batch
-                        if policy.decide_job(rules, peer.peer_id, str(record.get("caller", peer.peer_id))).allowed
+                        if policy.decide_record(
+                            rules, peer.peer_id, str(record.get("event")), str(record.get("caller", ""))
+                        ).allowed
                     ]
                     await link.send("records", {"records": told})
         await link.send("reply")

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peerd.policy import Policy, Question, Rule, decide, decide_apps, decide_job, decide_registry
+from peerd.journal import Event
+from peerd.policy import TELLING, Policy, Question, Rule, decide, decide_apps, decide_job, decide_registry
 
 GROUPS = {"servers": ("vps", "nas")}
 ASKED = Question("laptop", "root", "/srv/app", "git pull", timeout=30.0)
@@ -277,3 +278,9 @@ def test_a_criterion_never_allows_more(rule: Rule, question: Question) -> None:
     if decide(policy(rule), question).allowed:
         assert decide(policy(Rule("r", rule.peers)), question).allowed
         assert decide(policy(replace(rule, max_timeout=None)), question).allowed
+
+
+def test_the_events_that_tell_of_the_rules_are_those_with_a_decision() -> None:
+    assert set(TELLING) == {
+        event.name.lower().replace("_", "-") for event in Event if event.name.endswith(("_DENIED", "_ALLOWED"))
+    }

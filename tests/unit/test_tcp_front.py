@@ -922,6 +922,51 @@ def test_where_no_peer_may_run_anything_jobs_are_not_even_looked_up(monkeypatch:
     asyncio.run(main())
 
 
+RECORDS = [
+    {
+        "time": "now",
+        "priority": 6,
+        "message": f"{event} of {caller}",
+        "event": event,
+        **({"caller": caller} if caller else {}),
+    }
+    for event, caller in (
+        ("command-allowed", "laptop"),
+        ("command-started", "laptop"),
+        ("command-denied", "laptop"),
+        ("app-denied", "laptop"),
+        ("registry-denied", "laptop"),
+        ("command-ended", "laptop"),
+        ("command-ended", "desktop"),
+        ("internal-error", ""),
+    )
+]
+
+
+@pytest.mark.parametrize(
+    ("rules", "told"),
+    [
+        (Policy(), RECORDS),
+        (Policy(rules=(Rule("all", ("laptop",)),)), RECORDS),
+        (Policy(rules=(Rule("some", ("laptop",), users=("ann",)),)), [RECORDS[1], RECORDS[5]]),
+        (Policy(accept=False), []),
+    ],
+    ids=["no rule", "everything", "something", "nothing"],
+)
+def test_a_peer_reads_of_its_own_commands_and_nothing_of_the_rules(rules: Policy, told: list[object]) -> None:
+    class Read:
+        async def read(self, query: object, stops: object) -> AsyncIterator[list[object]]:
+            yield list(RECORDS)
+
+    async def main() -> None:
+        async with served(policy=rules) as remote, greeted(remote) as wire:
+            remote.front._reader = Read()  # type: ignore[assignment]
+            assert (await wire.ask("getLog")).fields == {"records": told}
+            assert (await wire.next()).type == "reply"
+
+    asyncio.run(main())
+
+
 def test_offsets_and_confirmations_reach_who_attends() -> None:
     seen: list[object] = []
 
