@@ -111,17 +111,22 @@ class Node:
         """The peer with this address, as :meth:`resolve` finds it."""
         return await self._look_up(self.book.by_address(address), "address", address)
 
+    async def informed(self) -> None:
+        """Wait until a worker that was started just now has heard of its peers, or that it does not hear of them now.
+
+        Who was cut off when it was stopped comes back at once.
+        """
+        if self.link:
+            await self.link.outcome(self._config().connect_timeout)
+
     async def identify(self, address: str) -> Peer:
         """The peer that a connection from this address belongs to.
 
         :raises PeerdError: UNKNOWN_PEER
         """
-        peer = self.book.by_address(address)
-        if peer is None and self.link:
-            # A worker that was started just now hears of its peers in a moment, and who was cut off comes back at once.
-            await self.link.outcome(self._config().connect_timeout)
-            peer = self.book.by_address(address)
-        if peer:
+        if self.book.by_address(address) is None:
+            await self.informed()
+        if peer := self.book.by_address(address):
             return peer
         # A peer may have registered a moment ago, and its first command be quicker than the leader's news of it.
         with contextlib.suppress(PeerdError):
@@ -192,14 +197,16 @@ class Node:
         return Peer.from_wire(await self._ask("getPeerInfo", {key: wanted}))
 
     async def _ask(self, type_: str, fields: Mapping[str, object]) -> Mapping[str, object]:
-        if self.link is None:
+        link = self.link
+        if link is None:
             raise PeerdError(Code.NO_ROLE)
-        if not self.link.connected:
-            raise self.link.unavailable()
+        if not link.connected:
+            raise link.unavailable()
         try:
-            return (await self.pool.request(self.link.address, type_, fields)).fields
+            return (await self.pool.request(link.address, type_, fields)).fields
         except OSError:
-            raise PeerdError(Code.NOT_CONNECTED, address=self.link.address) from None
+            # By now this machine may have another leader, or none.
+            raise PeerdError(Code.NOT_CONNECTED, address=link.address) from None
 
     async def _change(self, identity: Identity) -> None:
         await self._lay_down()

@@ -49,16 +49,17 @@ class TcpFront(Front):
         return link.address
 
     async def _serve(self, link: Connection, who: str) -> None:
-        refusal = self._refusal(link, who)
-        # Elsewhere than on a leader that takes new peers, a stranger does not even hear that somebody is there.
-        if not (refusal or self._takes_registrations()):
-            refusal = await self._stranger(who)
-        if refusal:
+        if refusal := self._refusal(link, who):
             self._drop(link, who, refusal)
             return
         self._of[who] += 1
+        count = self._of[who]
         try:
-            if self._of[who] > self._share(who):
+            # Elsewhere than on a leader that takes new peers, a stranger does not even hear that somebody is there.
+            if not self._takes_registrations() and (refusal := await self._unwelcome(who, count)):
+                self._drop(link, who, refusal)
+                return
+            if count > self._share(self._knows(who)):
                 raise PeerdError(Code.BUSY, reason="too many connections of one peer (half of max-connections)")
             await self._converse(link, who)
         finally:
@@ -66,10 +67,26 @@ class TcpFront(Front):
             if not self._of[who]:
                 del self._of[who]
 
-    def _share(self, who: str) -> int:
+    async def _unwelcome(self, who: str, count: int) -> str:
+        """Why an address has nothing to say here, or "".
+
+        :param count: how many connections it has; the leader is asked about no more than a stranger may have
+        """
+        if not self._knows(who):
+            # Who was cut off by a restart comes back with all that it had, and before the leader has told of it.
+            if count <= self._share(True):
+                await self._node.informed()
+            if count > self._share(self._knows(who)):
+                return "too many connections, and not of a registered peer"
+        return await self._stranger(who)
+
+    def _knows(self, who: str) -> bool:
+        return self._node.book.by_address(who) is not None
+
+    def _share(self, known: bool) -> int:
         """How many connections one address may have, so that nobody is kept out by one peer or some strangers."""
         most = self._config().max_connections
-        return max(1, most // 2 if self._node.book.by_address(who) else min(_OF_A_STRANGER, most // 2))
+        return max(1, most // 2 if known else min(_OF_A_STRANGER, most // 2))
 
     async def _converse(self, link: Connection, who: str) -> None:
         network.tune(link.socket)
@@ -83,7 +100,7 @@ class TcpFront(Front):
                 if link.unread:
                     # Who sends many requests at once must not keep all others waiting for the last of them.
                     await asyncio.sleep(0)
-                if self._node.book.by_address(who):
+                if self._knows(who):
                     link.limit_headers(protocol.MAX_HEADER)
                 async with asyncio.timeout(None if registered else _IDLE_LIMIT if genuine else _STRANGER_LIMIT):
                     frame = await link.receive()

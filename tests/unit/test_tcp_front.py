@@ -692,14 +692,61 @@ def test_a_worker_that_was_started_just_now_knows_who_comes_back_once_its_leader
             ):
                 wire.link.post("hello", messages.hello("test"))
                 await wire.link.send("execRequest", EXEC)
-                registering = await leader.links.get()
-                await registering.expect("registerPeer")
-                registering.link.post("registered", {"peer_id": "desktop"})
-                registering.link.post("reply", {"count": 1})
-                registering.link.post("peers", {"peers": [LAPTOP.to_wire()]})
+                await book_told(leader, LAPTOP)
                 assert (await wire.next()).type == "hello"
                 assert (await wire.next()).type == "result"
                 assert [caller for _, caller in remote.executor.requests] == ["laptop"]
+
+    asyncio.run(main())
+
+
+async def book_told(leader: FakePeers, *peers: Peer) -> None:
+    """Let a worker register, and tell it of these peers."""
+    registering = await leader.links.get()
+    await registering.expect("registerPeer")
+    registering.link.post("registered", {"peer_id": "desktop"})
+    registering.link.post("reply", {"count": len(peers)})
+    registering.link.post("peers", {"peers": [peer.to_wire() for peer in peers]})
+
+
+@pytest.mark.parametrize("told", ["before", "meanwhile"])
+def test_a_stranger_has_few_connections_also_while_a_worker_asks_its_leader_about_it(
+    records: Journal, told: str
+) -> None:
+    most = tcpfront._OF_A_STRANGER
+
+    async def main() -> None:
+        async with FakePeers().serving() as leader, AsyncExitStack() as stack:
+            worker = Identity("worker", "desktop", "127.0.0.1")
+            remote = await stack.enter_async_context(served(identity=worker, port=leader.port))
+            if told == "before":
+                await book_told(leader, LAPTOP)
+                assert remote.node.link
+                await remote.node.link.outcome(5.0)
+            dialling = (dialled(remote.port, "127.0.0.66") for _ in range(most + 10))
+            wires = [await stack.enter_async_context(wire) for wire in dialling]
+            if told == "meanwhile":
+                await book_told(leader, LAPTOP)
+            for wire in wires[most:]:
+                await wire.end()
+            for _ in range(most):
+                await (await leader.links.get()).expect("getPeerInfo")
+            assert leader.accepted == 1 + most
+            assert all(wire.link.usable for wire in wires[:most])
+
+    asyncio.run(main())
+
+
+def test_a_peer_that_was_cut_off_comes_back_with_all_its_connections_before_the_leader_has_told_of_it() -> None:
+    async def main() -> None:
+        async with FakePeers().serving() as leader, AsyncExitStack() as stack:
+            worker = Identity("worker", "desktop", "127.0.0.1")
+            remote = await stack.enter_async_context(served(identity=worker, port=leader.port))
+            dialling = (dialled(remote.port, "127.0.0.4") for _ in range(2 * tcpfront._OF_A_STRANGER))
+            wires = [await stack.enter_async_context(wire) for wire in dialling]
+            await book_told(leader, LAPTOP)
+            for wire in wires:
+                await wire.greet()
 
     asyncio.run(main())
 
