@@ -68,7 +68,7 @@ class Setting:
 
 
 SETTINGS: tuple[Setting, ...] = (
-    Setting("vpn-interface", _name, "wg0", "The WireGuard interface. TCP is served only to what arrives through it."),
+    Setting("vpn-interface", _name, "wg0", "The WireGuard interface. Peers are served and reached through it alone."),
     Setting("leader-address", validate.address, "10.0.0.1", "The leader that registerWorker joins by default."),
     Setting("registration", _mode, "open", "Whether a leader takes new peers: open, approval or closed."),
     Setting("registry-admins", policy.peers, "*", "Who may delete, approve and reject peers from another machine."),

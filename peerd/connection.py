@@ -286,9 +286,10 @@ class Connection(asyncio.BufferedProtocol):
         await self._over.wait()
 
 
-async def connect(address: str, port: int, timeout: float, version: str) -> Connection:
+async def connect(address: str, port: int, interface: str, timeout: float, version: str) -> Connection:
     """A connection to another peer, greeted.
 
+    :param interface: the one through which it goes, whatever the routes are
     :param timeout: seconds for connection and greeting together
     :raises OSError: when the peer is not reachable, TimeoutError among them
     :raises PeerdError: when it answers with an error, or speaks another protocol version
@@ -296,7 +297,7 @@ async def connect(address: str, port: int, timeout: float, version: str) -> Conn
     connection: Connection | None = None
     try:
         async with asyncio.timeout(timeout):
-            dialled = await network.dial(address, port)
+            dialled = await network.dial(address, port, interface)
             network.tune(dialled)
             _, connection = await asyncio.get_running_loop().create_connection(Connection, sock=dialled)
             connection.post("hello", messages.hello(version, network.boot_id()))

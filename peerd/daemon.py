@@ -180,6 +180,7 @@ class Daemon:
             log(Event.CONFIG_INVALID, f"Configuration not reloaded, the old one stays in force: {error}")
         else:
             _warn(warnings)
+            self._node.reloaded()
         self._notifier.notify(f"READY=1\nSTATUS={self._status()}")
 
     async def _feed_watchdog(self) -> None:

@@ -7,10 +7,10 @@ import contextlib
 import random
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
 
-from peerd import __version__, connection, validate
+from peerd import connection, validate
 from peerd.connection import Connection
 from peerd.errors import Code, PeerdError
 from peerd.journal import report
@@ -18,6 +18,8 @@ from peerd.messages import Registration, take, take_optional
 from peerd.peers import Peer, PeerBook
 from peerd.protocol import Frame
 
+Connect = Callable[[str], Awaitable[Connection]]
+"""Makes a connection to an address, greeted; raises OSError, or PeerdError where the other end refuses to talk."""
 MAX_PEERS = 100_000
 _FRESH = 1.0
 """Seconds that a pooled connection is trusted without asking."""
@@ -60,12 +62,11 @@ class _Idle:
 class Pool:
     """Connections to peers, reused. A connection serves one request at a time, so that TCP's own flow control paces it.
 
-    :param port: gives the TCP port of peers
-    :param timeout: gives the seconds to wait for a connection
+    :param timeout: gives the seconds to wait for an answer
     """
 
-    def __init__(self, port: Callable[[], int], timeout: Callable[[], float]) -> None:
-        self._port = port
+    def __init__(self, connect: Connect, timeout: Callable[[], float]) -> None:
+        self._connect = connect
         self._timeout = timeout
         self._idle: defaultdict[str, list[_Idle]] = defaultdict(list)
 
@@ -78,7 +79,7 @@ class Pool:
         """
         link = await self._take(address)
         if link is None:
-            link = await connection.connect(address, self._port(), self._timeout(), __version__)
+            link = await self._connect(address)
         try:
             yield link
         except BaseException:
@@ -167,10 +168,9 @@ class LeaderLink:
     :ivar book: the peers as the leader last said, kept while the leader is away
     :ivar error: why there is no connection, or None
 
-    :param port: gives the leader's TCP port
     :param me: gives what to register
     :param interval: gives the seconds between heartbeats
-    :param timeout: gives the seconds to wait for a connection
+    :param timeout: gives the seconds to wait for an answer
     :param changed: called with a sentence when the link comes or goes
     :param updated: called when the copy of the registry has changed
     :param refused: called when the leader refuses the registration for another reason than the last time
@@ -179,7 +179,7 @@ class LeaderLink:
     def __init__(
         self,
         address: str,
-        port: Callable[[], int],
+        connect: Connect,
         me: Callable[[], Registration],
         interval: Callable[[], float],
         timeout: Callable[[], float],
@@ -191,7 +191,7 @@ class LeaderLink:
         self.book = PeerBook()
         self.connected = False
         self.error: PeerdError | None = None
-        self._port = port
+        self._connect = connect
         self._me = me
         self._interval = interval
         self._timeout = timeout
@@ -277,7 +277,7 @@ class LeaderLink:
                 await asyncio.sleep(_FIRST_DELAY)
 
     async def _session(self) -> None:
-        link = await connection.connect(self.address, self._port(), self._timeout(), __version__)
+        link = await self._connect(self.address)
         heartbeat: asyncio.Task[None] | None = None
         try:
             async with asyncio.timeout(self._timeout()):

@@ -22,6 +22,7 @@ _SIOCGIFHWADDR = 0x8927
 """netdevice(7): the hardware address of an interface."""
 _HWADDR = struct.Struct("@H6s")
 _ARPHRD_ETHER = 1
+_IFNAMSIZ = 16
 _IFREQ = struct.Struct("16s2x2x4s16x")
 _IP_PKTOPTIONS = 9
 """linux/in.h: the control messages of the packet that opened a TCP connection, where IP_PKTINFO (ip(7)) is on."""
@@ -57,11 +58,11 @@ RESERVED_BELOW = 1024
 _LOCAL_PORTS = range(600, RESERVED_BELOW)
 
 
-async def dial(address: str, port: int) -> socket.socket:
-    """A TCP connection to an address, from a reserved port where this process may bind one.
+async def dial(address: str, port: int, interface: str) -> socket.socket:
+    """A TCP connection to an address, through an interface and from a reserved port where this process may bind one.
 
     The other end takes a machine's VPN address for a peer; the port tells it that root speaks there and not just any
-    user of that machine.
+    user of that machine. This end does the same, and where the VPN is down, anybody nearby may have that address.
 
     :raises OSError: when the connection cannot be made
     """
@@ -71,6 +72,7 @@ async def dial(address: str, port: int) -> socket.socket:
         connection.setblocking(False)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
+            bind_to(connection, interface)
             with contextlib.suppress(PermissionError):
                 connection.bind(("", local))
             await loop.sock_connect(connection, (address, port))
@@ -85,6 +87,28 @@ async def dial(address: str, port: int) -> socket.socket:
         else:
             return connection
     raise OSError(f"{len(_LOCAL_PORTS)} connections to it from here already, which is all that there are ports for")
+
+
+def bind_to(connection: socket.socket, interface: str) -> None:
+    """Have a connection go through this interface and no other, whatever the routes are.
+
+    :raises OSError: where there is none
+    """
+    try:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())
+    except OSError as error:
+        if error.errno != errno.ENODEV:
+            raise
+        raise OSError(f"there is no interface {interface}") from None
+
+
+def is_bound_to(connection: socket.socket, interface: str) -> bool:
+    """Whether a connection was bound to this interface, and not to one that had its name before."""
+    try:
+        name = connection.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, _IFNAMSIZ)
+    except OSError:
+        return False
+    return name.rstrip(b"\0") == interface.encode()
 
 
 def tune(connection: socket.socket) -> None:

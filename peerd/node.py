@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 
 from peerd import __version__, network
 from peerd.config import Config
+from peerd.dialler import Dialler
 from peerd.errors import Code, PeerdError
 from peerd.hub import Hub
 from peerd.journal import Event, log
@@ -38,7 +39,8 @@ class Node:
         self.identity = registry.identity()
         self.hub: Hub | None = None
         self.link: LeaderLink | None = None
-        self.pool = Pool(lambda: config().port, lambda: config().connect_timeout)
+        self._dialler = Dialler(config)
+        self.pool = Pool(self._dialler.connect, lambda: config().connect_timeout)
         self._watch: network.NetworkWatch | None = None
         self._changing = asyncio.Lock()
         self._joining = False
@@ -226,7 +228,7 @@ class Node:
         elif self.identity.role == WORKER:
             self.link = LeaderLink(
                 self.identity.leader_address,
-                lambda: config().port,
+                self._dialler.connect,
                 self._registration,
                 lambda: config().heartbeat_interval,
                 lambda: config().connect_timeout,
@@ -267,7 +269,12 @@ class Node:
         self.pool.drop()
         self._network_changed()
 
+    def reloaded(self) -> None:
+        """Other settings are in force: the VPN may be behind another interface."""
+        self._network_changed()
+
     def _network_changed(self) -> None:
+        self._dialler.renew()
         self._enter_self()
         if self.link:
             self.link.wake()

@@ -90,6 +90,7 @@ class TcpFront(Front):
 
     async def _converse(self, link: Connection, who: str) -> None:
         network.tune(link.socket)
+        network.bind_to(link.socket, self._config().vpn_interface)
         # Who comes in elsewhere is a peer.
         if self._takes_registrations():
             link.limit_headers(protocol.MAX_GREETING)

@@ -127,6 +127,19 @@ while True:
     connection.sendall(answer)
 """
 
+# Somebody who has a peer's address: prints what is said to it, and answers nothing.
+IMPOSTOR = """
+import socket
+
+server = socket.create_server(("0.0.0.0", 3600))
+print("ready", flush=True)
+while True:
+    connection, _ = server.accept()
+    with connection, connection.makefile() as lines:
+        for line in lines:
+            print(line, end="", flush=True)
+"""
+
 HELLO = b'{"type":"hello","protocol":1,"version":"test"}\n'
 
 

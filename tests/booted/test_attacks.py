@@ -11,7 +11,7 @@ import pytest
 from fuzz import frames
 from lab import Lab, Machine
 
-from .attacks import FLOOD, HELLO, LIAR, STORM, Table, frame, run_request, talk
+from .attacks import FLOOD, HELLO, IMPOSTOR, LIAR, STORM, Table, frame, run_request, talk
 from .conftest import PEERS, UNITS, wait_for_peers
 
 LAN = "a host on the LAN"
@@ -110,6 +110,36 @@ def test_a_forged_source_on_the_underlay(outsider: Machine, vps: Machine, deskto
     finally:
         outsider.run("ip address del 10.0.0.4/32 dev eth0")
     table.add(LAN, "sends to a machine's VPN address from a peer's VPN address", "no answer; nothing ran")
+
+
+def test_the_addresses_of_the_vpn_while_it_is_down(outsider: Machine, desktop: Machine, table: Table) -> None:
+    stolen = ("10.0.0.1", "10.0.0.4")
+    desktop.wireguard_down()
+    try:
+        for address in stolen:
+            outsider.run(f"ip address add {address}/32 dev eth0")
+            desktop.run(f"ip route add {address} via {outsider.underlay}")
+        with outsider.popen(["python3", "-c", IMPOSTOR], stdout=subprocess.PIPE) as impostor:
+            assert impostor.stdout
+            assert impostor.stdout.readline() == b"ready\n"
+            known = desktop.run("d execOnPeer --peer laptop --directory / --shellCmd true", check=False)
+            assert known.returncode == 255
+            assert known.stderr.startswith(b"Failed to connect to peer: laptop (10.0.0.4)\n")
+            assert b"(there is no interface wg0)" in known.stderr
+            desktop.run("systemctl restart peerd")
+            desktop.wait_until("d listPeers 2>&1 | grep -q '(there is no interface wg0)'", 20)
+            # It would hear whoever goes where the routes lead.
+            for address in stolen:
+                assert talk(desktop, address, f"to {address}\n".encode()) == b""
+            impostor.kill()
+            assert impostor.stdout.read() == b"to 10.0.0.1\nto 10.0.0.4\n"
+    finally:
+        for address in stolen:
+            desktop.run(f"ip route del {address}", check=False)
+            outsider.run(f"ip address del {address}/32 dev eth0", check=False)
+        desktop.wireguard_up()
+    desktop.wait_until("d getPeerStatus | jq -e .connected_to_leader", 30)
+    table.add(LAN, "has the leader's and a peer's VPN address while a worker's VPN is down", "nobody connects to it")
 
 
 # --- a host of the VPN that is no peer

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from peerd import config, messages
+from peerd import config, connection, messages
 from peerd.config import Config
 from peerd.connection import Connection
 from peerd.errors import Outcome, PeerdError
@@ -233,6 +233,10 @@ class FakePeers:
             return
         wire.link.post("hello", messages.hello("fake", self.boot))
         self.links.put_nowait(wire)
+
+    async def connect(self, address: str) -> Connection:
+        """A connection to one of them, as a pool and a link to a leader are given."""
+        return await connection.connect(address, self.port, "lo", 5, "test")
 
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator[FakePeers]:

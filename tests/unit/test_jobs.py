@@ -537,7 +537,7 @@ def test_a_wait_for_a_peer_that_does_not_come_back_ends(tmp_path: Path) -> None:
         async with machine(tmp_path, reattach_timeout=0.05) as here:
             waiting = here.call("waitJob", job=EXEC_ID, peer="laptop")
             (wire,) = await here.asked("waitJob")
-            here.node.pool._port = lambda: 1
+            here.node.pool._connect = FakePeers().connect
             wire.reset()
             assert await refused(waiting) is Code.CONNECT_FAILED
             assert await refused(here.call("waitJob", job=EXEC_ID, peer="laptop")) is Code.CONNECT_FAILED

@@ -43,7 +43,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @asynccontextmanager
 async def pool_of(peers: FakePeers, timeout: float = 5.0) -> AsyncIterator[Pool]:
-    pool = Pool(lambda: peers.port, lambda: timeout)
+    pool = Pool(peers.connect, lambda: timeout)
     try:
         yield pool
     finally:
@@ -248,7 +248,7 @@ async def worker(peers: FakePeers, interval: float = 1000.0, timeout: float = 5.
     changes: asyncio.Queue[tuple[bool, str]] = asyncio.Queue()
     link = LeaderLink(
         LOCALHOST,
-        lambda: peers.port,
+        peers.connect,
         lambda: registration("laptop"),
         lambda: interval,
         lambda: timeout,

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from peerd import remote
+from peerd.connection import Connection
 from peerd.errors import Code, Outcome, PeerdError
 from peerd.links import Pool
 from peerd.messages import WINDOW, ExecRequest, ExecResult
@@ -45,7 +46,7 @@ class Calling:
         self.asked: asyncio.Queue[tuple[int | None, int]] = asyncio.Queue()
         self.stdin = Stdin(lambda start, until, taken: self.asked.put_nowait((start, until)))
         self.delivery = Delivery()
-        self.pool = Pool(lambda: peers.port, lambda: 5.0)
+        self.pool = Pool(peers.connect, lambda: 5.0)
         session = Session(
             Caller("vps", "ann"),
             ConfirmingSink(self.heard, self.delivery),
@@ -287,7 +288,7 @@ def test_who_cannot_wait_any_longer_has_lost_the_command(how: str) -> None:
             elif how == "gone":
                 caller.gone.set()
             # Nobody is there any more.
-            caller.pool._port = lambda: 1
+            caller.pool._connect = FakePeers().connect
             wire.reset()
             with pytest.raises(PeerdError) as caught:
                 await running
@@ -300,15 +301,15 @@ def test_who_waits_long_is_told_once_and_finds_a_target_that_comes_back() -> Non
     async def main() -> None:
         tries = 0
 
-        def port() -> int:
+        async def connect(address: str) -> Connection:
             nonlocal tries
             tries += bool(caller.said)
-            return caller.peers.port if tries > 5 else 1
+            return await (caller.peers if tries > 5 else FakePeers()).connect(address)
 
         async with calling(1.0) as caller:
             running = caller.execute()
             wire = await caller.target("execRequest")
-            caller.pool._port = port
+            caller.pool._connect = connect
             wire.reset()
             (await caller.target("attachJob")).link.post("result", DONE)
             assert (await running).exit_status == 3
@@ -323,13 +324,13 @@ def test_only_who_heard_of_it_before_waits_for_a_target_that_is_not_there(begun:
     async def main() -> None:
         tries = 0
 
-        def port() -> int:
+        async def connect(address: str) -> Connection:
             nonlocal tries
             tries += 1
-            return caller.peers.port if tries > 2 else 1
+            return await (caller.peers if tries > 2 else FakePeers()).connect(address)
 
         async with calling() as caller:
-            caller.pool._port = port
+            caller.pool._connect = connect
             running = caller.attach(begun)
             if begun:
                 (await caller.target("attachJob")).link.post("result", DONE)
@@ -345,16 +346,16 @@ def test_a_cancel_while_the_connection_is_broken_is_passed_on_over_the_next() ->
         async with calling() as caller:
             tries = 0
 
-            def port() -> int:
+            async def connect(address: str) -> Connection:
                 nonlocal tries
                 tries += 1
                 # In the middle of the way back.
                 caller.cancel.set()
-                return caller.peers.port
+                return await caller.peers.connect(address)
 
             running = caller.execute()
             wire = await caller.target("execRequest")
-            caller.pool._port = port
+            caller.pool._connect = connect
             wire.reset()
             wire = await caller.target("attachJob")
             await wire.expect("cancel")

@@ -270,7 +270,7 @@ def test_a_peer_that_cannot_be_reached_is_named_with_its_address() -> None:
         async with FakePeers().serving() as gone:
             pass
         async with machine() as here:
-            here.node.pool._port = lambda: gone.port
+            here.node.pool._connect = gone.connect
             answer = await here.call("execOnPeer", **EXEC)
             assert (str(answer.error), answer.status) == ("Failed to connect to peer: laptop (127.0.0.4)", 255)
             assert answer.error is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -238,6 +239,25 @@ def test_a_peer_may_have_much_to_say_from_its_first_request_on(registers: bool) 
                 assert (await wire.ask("registerPeer", registration("desktop").to_wire())).type == "registered"
                 await receive_book(wire.link)
             assert (await wire.ask("execRequest", long)).type == "result"
+
+    asyncio.run(main())
+
+
+def test_what_is_said_to_a_peer_leaves_through_the_interface_that_it_came_through(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bound: list[tuple[int, str]] = []
+    bind = network.bind_to
+
+    def note(connection: socket.socket, interface: str) -> None:
+        bind(connection, interface)
+        bound.append((connection.getpeername()[1], interface))
+
+    monkeypatch.setattr(network, "bind_to", note)
+
+    async def main() -> None:
+        async with served() as remote, greeted(remote) as wire:
+            assert bound == [(wire.link.socket.getsockname()[1], "lo")]
 
     asyncio.run(main())
 
