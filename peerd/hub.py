@@ -32,12 +32,20 @@ class Hub:
         :meth:`flush` writes
     :param config: gives the settings in force
     :param changed: called when a peer comes, goes or changes
+    :param removed: called with a peer that was deleted, rejected or replaced
     """
 
-    def __init__(self, registry: Registry, config: Callable[[], Config], changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        config: Callable[[], Config],
+        changed: Callable[[], None],
+        removed: Callable[[Peer], None] = lambda peer: None,
+    ) -> None:
         self._registry = registry
         self._config = config
         self._changed = changed
+        self._removed = removed
         self._seen: set[str] = set()
         self._unstored: set[str] = set()
         self._keys: tuple[float, KeyTable] = (-math.inf, KeyTable(""))
@@ -278,6 +286,7 @@ class Hub:
         self.book.remove(peer.peer_id)
         self._news.close(peer.peer_id, why)
         self._news.removed(peer.peer_id)
+        self._removed(peer)
         self._changed()
 
     def _put(self, peer: Peer) -> None:

@@ -173,6 +173,7 @@ class LeaderLink:
     :param timeout: gives the seconds to wait for an answer
     :param changed: called with a sentence when the link comes or goes
     :param updated: called when the copy of the registry has changed
+    :param removed: called with a peer that the leader has removed
     :param refused: called when the leader refuses the registration for another reason than the last time
     """
 
@@ -186,6 +187,7 @@ class LeaderLink:
         changed: Callable[[bool, str], None],
         refused: Callable[[PeerdError], None] = lambda error: None,
         updated: Callable[[], None] = lambda: None,
+        removed: Callable[[Peer], None] = lambda peer: None,
     ) -> None:
         self.address = address
         self.book = PeerBook()
@@ -197,6 +199,7 @@ class LeaderLink:
         self._timeout = timeout
         self._changed = changed
         self._updated = updated
+        self._removed = removed
         self._refused = refused
         self._wake = asyncio.Event()
         self._doubt = asyncio.Event()
@@ -316,7 +319,9 @@ class LeaderLink:
                 for peer_id in take_optional(frame.fields, "online" if online else "offline", _ids) or ():
                     self.book.see(peer_id, online=online)
         elif frame.type == "peerRemoved":
-            self.book.remove(take(frame.fields, "peer_id", validate.peer_id))
+            gone = self.book.remove(take(frame.fields, "peer_id", validate.peer_id))
+            if gone:
+                self._removed(gone)
         self._updated()
 
     async def _beat(self, link: Connection) -> None:

@@ -29,6 +29,7 @@ class Node:
     :ivar hub: the registry, on the leader
     :ivar link: the connection to the leader, on a worker
     :ivar pool: connections to other peers
+    :ivar removed: called with a peer that is none any more
     :param changed: called when something changed that the status line shows
     """
 
@@ -39,6 +40,8 @@ class Node:
         self.identity = registry.identity()
         self.hub: Hub | None = None
         self.link: LeaderLink | None = None
+        self.removed: Callable[[Peer], None] = lambda peer: None
+        self._known = ("", PeerBook())
         self._dialler = Dialler(config)
         self.pool = Pool(self._dialler.connect, lambda: config().connect_timeout)
         self._watch: network.NetworkWatch | None = None
@@ -223,7 +226,7 @@ class Node:
     def _take_up(self) -> None:
         config = self._config
         if self.identity.role == LEADER:
-            self.hub = Hub(self._registry, config, self._changed)
+            self.hub = Hub(self._registry, config, self._changed, self._peer_removed)
             self._enter_self()
         elif self.identity.role == WORKER:
             self.link = LeaderLink(
@@ -234,7 +237,8 @@ class Node:
                 lambda: config().connect_timeout,
                 self._link_changed,
                 self._link_refused,
-                self._changed,
+                self._book_changed,
+                self._peer_removed,
             )
         self._changed()
 
@@ -287,4 +291,17 @@ class Node:
         self._joining = self._joining and not connected
         event, verb = (Event.LEADER_CONNECTED, "Connected to") if connected else (Event.LEADER_LOST, "Lost")
         log(event, f"{verb} leader {self.identity.leader_address}: {detail}", address=self.identity.leader_address)
+        self._book_changed()
+
+    def _peer_removed(self, peer: Peer) -> None:
+        self.removed(peer)
+
+    def _book_changed(self) -> None:
+        (leader, known), link = self._known, self.link
+        if link and link.book is not known:
+            self._known = link.address, link.book
+            # Who moves this machine to another leader, maybe by a command of its own, is to hear how that went.
+            for peer in known if leader == link.address else ():
+                if link.book.by_address(peer.ip_address) is None:
+                    self.removed(peer)
         self._changed()

@@ -43,6 +43,8 @@ class TcpFront(Front):
         self._reader = Reader()
         self._of: Counter[str] = Counter()
         self._listing = asyncio.Lock()
+        self._links: dict[Connection, asyncio.Task[Any] | None] = {}
+        node.removed = self._dismiss
 
     def who(self, link: Connection) -> str:
         """The address of the other end."""
@@ -96,6 +98,7 @@ class TcpFront(Front):
             link.limit_headers(protocol.MAX_GREETING)
         await self._greet(link)
         registered, genuine = "", False
+        self._links[link] = asyncio.current_task()
         try:
             while True:
                 if link.unread:
@@ -124,8 +127,16 @@ class TcpFront(Front):
                 else:
                     await self._answer(link, lambda frame: self._handle(link, who, frame), frame)
         finally:
+            del self._links[link]
             if registered and self._node.hub:
                 self._node.hub.left(link, registered)
+
+    def _dismiss(self, peer: Peer) -> None:
+        """End the connections of who is no peer any more: what it asked for before would go on over them."""
+        for link, task in list(self._links.items()):
+            # One is closed already, with a word why; who asked for this over another is to have its answer.
+            if link.address == peer.ip_address and link.usable and task is not asyncio.current_task():
+                link.abort()
 
     def _refusal(self, link: Connection, who: str) -> str:
         if not network.came_through(link.socket, self._config().vpn_interface):

@@ -354,6 +354,37 @@ def test_the_whole_story_of_a_command_is_in_both_journals(laptop: Machine, vps: 
     table.add(PEER, "hopes that nobody will know", "asked, decided, started, ended: in the journals of both ends")
 
 
+@pytest.mark.parametrize("name", ["vps", "desktop"], ids=["leader", "worker"])
+def test_what_a_peer_began_before_it_was_rejected(
+    lab: Lab, laptop: Machine, vps: Machine, table: Table, name: str
+) -> None:
+    target, pipe = lab[name], subprocess.PIPE
+    run = ["d", "execOnPeer", "--peer", name, "--directory", "/", "--timeout", "600"]
+    job = laptop.out([*run, "--detach", "--shellCmd", "exec sleep 3141"])
+    with (
+        laptop.popen([*run, "--stdin", "--shellCmd", "echo up; exec sh -s intruder"], stdin=pipe, stdout=pipe) as shell,
+        laptop.popen(["d", "log", "--peer", name, "--lines", "1", "--follow"], stdout=pipe) as log,
+    ):
+        assert shell.stdin
+        assert shell.stdout
+        assert log.stdout
+        assert shell.stdout.readline() == b"up\n"
+        assert log.stdout.readline()
+        vps.run("d rejectPeer --peer laptop")
+        try:
+            shell.stdin.write(f"touch {RAN}\n".encode())
+            shell.stdin.flush()
+            assert (shell.wait(60), log.wait(60)) == (255, 255)
+            target.wait_until("! pgrep -f '[s]h -s intruder'", 30)
+            assert target.ok("pgrep -f '[s]leep 3141'")
+            assert target.run(["d", "cancelJob", "--job", job]).returncode == 0
+        finally:
+            vps.run("d approvePeer --peer laptop")
+            laptop.run("d registerWorker")
+    wait_for_peers(target)
+    table.add(PEER, "goes on with a shell and a log after it was rejected", "both end; its detached command goes on")
+
+
 def test_mutated_conversations(laptop: Machine, vps: Machine, desktop: Machine, table: Table) -> None:
     conversations = [HELLO + frames.mutated(seed) for seed in range(1000)]
     data = b"".join(len(one).to_bytes(4, "big") + one for one in conversations)

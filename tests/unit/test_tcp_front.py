@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +24,7 @@ from peerd.node import Node
 from peerd.peers import Peer
 from peerd.policy import Policy, Rule
 from peerd.protocol import PROTOCOL_VERSION, Frame
+from peerd.records import Query, Record
 from peerd.registry import Identity, Registry
 from peerd.session import Caller, Session, Sink
 from peerd.tcpfront import TcpFront
@@ -784,6 +785,112 @@ def test_a_worker_whose_leader_is_away_knows_nobody(records: Journal) -> None:
                 await wire.end()
         (record,) = records.of(Event.CONNECTION_REFUSED)
         assert record.message == "Connection from 127.0.0.4 refused: not a registered peer"
+
+    asyncio.run(main())
+
+
+@asynccontextmanager
+async def busy(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> AsyncIterator[tuple[Remote, list[Wire]]]:
+    """A machine, and the connections over which laptop runs a command, follows the log and waits."""
+
+    class Endless:
+        async def read(self, query: Query, stops: Sequence[asyncio.Event]) -> AsyncIterator[list[Record]]:
+            yield []
+            await stops[1].wait()
+
+    monkeypatch.setattr(tcpfront, "Reader", Endless)
+    async with (
+        served(until_cancelled, **changes) as remote,
+        greeted(remote) as running,
+        greeted(remote) as following,
+        greeted(remote) as waiting,
+    ):
+        assert (await running.ask("execRequest", EXEC)).type == "started"
+        assert (await following.ask("getLog", {"follow": True})).type == "records"
+        assert (await waiting.ask("ping")).type == "pong"
+        yield remote, [running, following, waiting]
+
+
+@pytest.mark.parametrize("how", ["deletePeer", "rejectPeer"])
+def test_the_connections_of_a_peer_end_with_it(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with busy(monkeypatch) as (remote, wires), greeted(remote, "127.0.0.2") as other:
+            assert (await other.ask("registerPeer", registration("desktop").to_wire())).type == "registered"
+            await receive_book(other.link)
+            async with greeted(remote, "127.0.0.2") as asking:
+                assert (await asking.ask(how, {"peer": "laptop"})).type == "reply"
+                for wire in wires:
+                    await wire.end()
+                assert (await asking.ask("ping")).type == "pong"
+            assert other.link.usable
+
+    asyncio.run(main())
+
+
+def test_a_peer_that_deletes_itself_has_the_answer() -> None:
+    async def main() -> None:
+        async with served() as remote, greeted(remote) as wire:
+            assert (await wire.ask("deletePeer", {"peer": "laptop"})).type == "reply"
+            await wire.link.send("ping")
+            await wire.end()
+
+    asyncio.run(main())
+
+
+async def admitted(leader: FakePeers, *known: Peer) -> Wire:
+    """Play the leader of a worker that registers, and tell it of these peers."""
+    registering = await leader.links.get()
+    await registering.expect("registerPeer")
+    registering.link.post("registered", {"peer_id": "desktop"})
+    registering.link.post("reply", {"count": len(known)})
+    registering.link.post("peers", {"peers": [peer.to_wire() for peer in known]})
+    return registering
+
+
+@pytest.mark.parametrize("how", ["removed", "missing", "this machine deleted"])
+def test_the_connections_of_who_is_no_peer_any_more_end_on_workers(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        vps, worker = Peer("vps", "127.0.0.1"), Identity("worker", "desktop", "127.0.0.1")
+        heard = asyncio.Event()
+        async with FakePeers().serving() as leader:
+            admitting = asyncio.create_task(admitted(leader, LAPTOP, vps))
+            async with busy(monkeypatch, identity=worker, port=leader.port) as (remote, wires):
+                link = (await admitting).link
+                # The same again, and news of others, are no reason to end anything.
+                link.close()
+                link = (await admitted(leader, LAPTOP)).link
+                remote.node._changed = lambda: heard.set() if remote.node.book.by_id("vps") else None
+                link.post("peers", {"peers": [vps.to_wire()]})
+                await heard.wait()
+                for wire in wires:
+                    assert (await wire.ask("ping")).type == "pong"
+                if how == "removed":
+                    link.post("peerRemoved", {"peer_id": "laptop"})
+                elif how == "missing":
+                    link.close()
+                    await admitted(leader, vps)
+                else:
+                    link.post("error", PeerdError(Code.DELETED, peer="desktop").to_wire())
+                for wire in wires:
+                    await wire.end()
+
+    asyncio.run(main())
+
+
+def test_the_peers_of_one_leader_keep_their_connections_when_a_machine_goes_to_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def main() -> None:
+        async with FakePeers().serving() as leader:
+            admitting = asyncio.create_task(admitted(leader, LAPTOP))
+            worker = Identity("worker", "desktop", "127.0.0.3")
+            async with busy(monkeypatch, identity=worker, port=leader.port) as (remote, wires):
+                await admitting
+                moving = asyncio.create_task(remote.node.become(replace(worker, leader_address="127.0.0.5")))
+                await admitted(leader, Peer("vps", "127.0.0.5"))
+                assert await moving is None
+                for wire in wires[:2]:
+                    assert (await wire.ask("ping")).type == "pong"
 
     asyncio.run(main())
 
