@@ -18,7 +18,7 @@ from peerd import busapi, busvalues, parameters, users
 from peerd.answer import Answer
 from peerd.busapi import INTERFACES, MANAGER, ROOT, Refused
 from peerd.busjobs import Jobs
-from peerd.buslink import gone, is_heard, leave, post, widen
+from peerd.buslink import Connection, gone, is_heard, leave, post, widen
 from peerd.busobjects import Objects
 from peerd.buspipes import Pipes
 from peerd.busvalues import Collected
@@ -112,7 +112,7 @@ class Bus:
 
     async def _serve(self) -> None:
         """Be on the bus until it goes away."""
-        bus = MessageBus(self._address, BusType.SYSTEM, negotiate_unix_fd=True)
+        bus = Connection(self._address, BusType.SYSTEM, negotiate_unix_fd=True)
         try:
             await asyncio.wait_for(bus.connect(), _CALL_TIMEOUT)
             widen(bus)

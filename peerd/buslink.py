@@ -3,14 +3,45 @@
 from __future__ import annotations
 
 import asyncio
-from typing import cast
+import os
+from types import ModuleType
+from typing import Any, cast
 
-from dbus_next import Message, MessageType
+from dbus_next import Message, MessageFlag, MessageType
 from dbus_next.aio import MessageBus
 
 from peerd import network
 
+busreader: ModuleType | None
+try:
+    from peerd import busreader
+except ImportError:
+    # A dbus_next that is built in another way works with its own reader, without bounds.
+    busreader = None
+
 _ROOM = 4 * 1024 * 1024
+
+
+class Connection(MessageBus):
+    """A connection that takes no calls and signals beyond the bounds of :mod:`peerd.busreader`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.add_message_handler(_refuse)
+
+    def _create_unmarshaller(self) -> Any:
+        return super()._create_unmarshaller() if busreader is None else busreader.Reader(self._stream, self._sock)
+
+
+def _refuse(message: Message) -> Message | bool:
+    if busreader is None or not busreader.is_cut(message):
+        return False
+    for fd in message.unix_fds:
+        os.close(fd)
+    if message.message_type is MessageType.SIGNAL or message.flags & MessageFlag.NO_REPLY_EXPECTED:
+        return True
+    text = f"a call of more than {busreader.LARGEST} bytes, or {busreader.MOST_VALUES} values"
+    return Message.new_error(message, "org.freedesktop.DBus.Error.LimitsExceeded", text)
 
 
 def widen(bus: MessageBus) -> None:

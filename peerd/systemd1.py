@@ -51,7 +51,7 @@ class Systemd:
             if self._bus and self._bus.connected:
                 return self._bus
             try:
-                bus = await asyncio.wait_for(MessageBus(bus_type=BusType.SYSTEM).connect(), CALL_TIMEOUT)
+                bus = await asyncio.wait_for(buslink.Connection(bus_type=BusType.SYSTEM).connect(), CALL_TIMEOUT)
             except (OSError, EOFError) as error:
                 raise SystemdError(f"no system bus: {error}") from None
             buslink.widen(bus)

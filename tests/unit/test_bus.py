@@ -14,12 +14,13 @@ from typing import Any, cast
 import pytest
 from dbus_next import Message, MessageType, Variant
 from dbus_next.aio import MessageBus
+from dbus_next.signature import SignatureTree
 
-from peerd import busapi
+from peerd import busapi, busreader
 from peerd.answer import Answer
 from peerd.bus import Bus
 from peerd.busapi import JOB, MANAGER, OBJECT_MANAGER, PEER, PROPERTIES, ROOT
-from peerd.buslink import leave
+from peerd.buslink import Connection, leave
 from peerd.errors import Code, Outcome, PeerdError
 from peerd.job import Job
 from peerd.journal import Event
@@ -522,5 +523,142 @@ def test_a_started_command_ends_with_its_reader(daemon: MessageDaemon) -> None:
             for fd in reply.unix_fds:
                 os.close(fd)
             await broken.wait()
+
+    asyncio.run(main())
+
+
+@contextlib.asynccontextmanager
+async def bounded(daemon: MessageDaemon) -> AsyncIterator[tuple[Connection, Client, asyncio.Queue[Message]]]:
+    """A connection of peerd, another program, and what the first hears of it."""
+    heard: asyncio.Queue[Message] = asyncio.Queue()
+    connection = Connection(daemon.address, negotiate_unix_fd=True)
+    await connection.connect()
+    try:
+        async with client_of(daemon) as client:
+            # After this call the bus has nothing more to say.
+            await client.bus.call(to(connection))
+            connection.add_message_handler(heard.put_nowait)
+            yield connection, client, heard
+    finally:
+        await leave(connection)
+
+
+def to(
+    bus: MessageBus, signature: str = "", *body: Any, path: str = "/", kind: Any = MessageType.METHOD_CALL
+) -> Message:
+    """A message to a connection."""
+    name = cast(str, bus.unique_name)
+    return Message(name, path, "org.freedesktop.DBus.Peer", "Ping", kind, signature=signature, body=list(body))
+
+
+TOO_LARGE = [("ay", bytes(busreader.LARGEST)), ("au", [1] * busreader.MOST_VALUES)]
+
+
+@pytest.mark.parametrize(("signature", "value"), TOO_LARGE, ids=["bytes", "values"])
+def test_a_call_that_is_too_large_is_refused_and_its_caller_told(
+    daemon: MessageDaemon, signature: str, value: object
+) -> None:
+    async def main() -> None:
+        async with serving(daemon, FakeService()) as (_, client):
+            reply = await client.call("Version", signature, value)
+            assert reply.error_name == "org.freedesktop.DBus.Error.LimitsExceeded"
+            assert (await client.call("Ping", interface="org.freedesktop.DBus.Peer")).body == []
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("signature", "value"), TOO_LARGE, ids=["bytes", "values"])
+def test_a_signal_that_is_too_large_is_not_heard_and_its_descriptors_are_closed(
+    daemon: MessageDaemon, signature: str, value: object
+) -> None:
+    async def main() -> None:
+        async with bounded(daemon) as (connection, client, heard):
+            signal = to(connection, f"{signature}h", value, 0, kind=MessageType.SIGNAL)
+            reading, writing = os.pipe()
+            signal.unix_fds = [writing]
+            await client.bus.send(signal)
+            os.close(writing)
+            assert await read_all(reading) == b""
+            os.close(reading)
+            await client.bus.call(to(connection))
+            assert (await heard.get()).message_type is MessageType.METHOD_CALL
+            assert heard.empty()
+
+    asyncio.run(main())
+
+
+def test_a_message_whose_path_is_too_long_is_passed_over(daemon: MessageDaemon) -> None:
+    async def main() -> None:
+        async with bounded(daemon) as (connection, client, heard):
+            reading, writing = os.pipe()
+            long = to(connection, "sh", "x" * 400_000, 0, path="/a" * 300_000)
+            long.unix_fds = [writing]
+            await client.bus.send(long)
+            os.close(writing)
+            assert await read_all(reading) == b""
+            os.close(reading)
+            await client.bus.call(to(connection))
+            assert (await heard.get()).path == "/"
+            assert heard.empty()
+
+    asyncio.run(main())
+
+
+def test_a_command_with_all_that_it_may_have_is_within_the_bounds(daemon: MessageDaemon) -> None:
+    argv = ["x" * 30] * 4096
+    env = [f"V{number}={'x' * 4000}" for number in range(256)]
+
+    async def script(name: str, params: dict[str, Any], session: Session) -> Answer:
+        assert len(params["argv"]) == len(argv)
+        assert len(params["env"]) == len(env)
+        return Answer(record={"outcome": "exited"})
+
+    async def main() -> None:
+        async with serving(daemon, FakeService(script)) as (_, client):
+            options = {"argv": Variant("av", [Variant("s", item) for item in argv]), "env": Variant("as", env)}
+            reply = await client.call("ExecOnPeer", "sssa{sv}", "vps", "/", "", options)
+            assert reply.body[0] == "exited"
+
+    asyncio.run(main())
+
+
+def test_replies_have_no_bounds(daemon: MessageDaemon) -> None:
+    async def main() -> None:
+        async with bounded(daemon) as (connection, client, _):
+            body = [1] * busreader.MOST_VALUES
+
+            def answer(message: Message) -> Message | None:
+                call = message.message_type is MessageType.METHOD_CALL
+                return Message.new_method_return(message, "ayau", [bytes(busreader.LARGEST), body]) if call else None
+
+            client.bus.add_message_handler(answer)
+            reply = await connection.call(to(client.bus))
+            assert reply
+            assert reply.body[1] == body
+
+    asyncio.run(main())
+
+
+def test_the_event_loop_goes_on_between_two_messages(daemon: MessageDaemon) -> None:
+    async def main() -> None:
+        async with bounded(daemon) as (connection, client, heard):
+            turns, seen = 0, []
+            connection.add_message_handler(lambda _: seen.append(turns))
+            sent = [client.bus.send(to(connection, kind=MessageType.SIGNAL)) for _ in range(20)]
+            while heard.qsize() < len(sent):
+                turns += 1
+                await asyncio.sleep(0)
+            assert len(set(seen)) == len(sent)
+
+    asyncio.run(main())
+
+
+def test_signatures_of_others_are_not_kept_for_ever(daemon: MessageDaemon) -> None:
+    async def main() -> None:
+        async with bounded(daemon) as (connection, client, _):
+            cache = SignatureTree._cache
+            cache.update(dict.fromkeys(map(str, range(1000))))
+            await client.bus.call(to(connection))
+            assert len(cache) < 1000
 
     asyncio.run(main())

@@ -17,7 +17,7 @@ PURE = """
 """.split()
 IO = {"asyncio", "dbus_next", "peewee", "playhouse", "sdnotify", "selectors", "socket", "subprocess", "systemd"}
 EDGES = {
-    "dbus_next": {"systemd1", "scopes", "sleep", "bus", "buslink", "busobjects", "busvalues", "polkit"},
+    "dbus_next": {"systemd1", "scopes", "sleep", "bus", "buslink", "busobjects", "busreader", "busvalues", "polkit"},
     "peewee": {"database", "registry", "history"},
     "systemd": {"journal", "daemon", "fdstore"},
     "sdnotify": {"daemon"},

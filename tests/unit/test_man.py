@@ -19,6 +19,7 @@ from peerd import (
     app,
     bus,
     busapi,
+    busreader,
     cli,
     client,
     config,
@@ -498,6 +499,7 @@ def test_actions_and_errors_of_the_bus() -> None:
     documented = {name for line in BUS.lines if line.startswith(".It Er ") for name in line[7:].split(" , ")}
     assert documented == standard, _difference(documented, standard)
     assert {f"{busapi.NAME}.Error.{name}" for name in ("PeerNotFound", "TooMuchOutput")} <= ours
+    assert f"{busreader.LARGEST // 2**20} MiB or {busreader.MOST_VALUES} values" in BUS.text
 
 
 # --- all of them

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from dbus_next import Message, MessageType
 
-from peerd import systemd1
+from peerd import buslink, systemd1
 from peerd.systemd1 import NoSuchUnit, Systemd, SystemdError
 
 
@@ -70,7 +70,7 @@ async def connected(
     monkeypatch: pytest.MonkeyPatch, answer: Callable[[Message], list[Any]]
 ) -> AsyncIterator[tuple[Systemd, FakeBus]]:
     bus, systemd = FakeBus(answer), Systemd()
-    monkeypatch.setattr(systemd1, "MessageBus", lambda bus_type: bus)
+    monkeypatch.setattr(buslink, "Connection", lambda bus_type: bus)
     yield systemd, bus
     systemd.close()
     assert systemd._watcher is not None
