@@ -55,5 +55,36 @@ def test_an_entry_names_only_fields_that_are_always_there(event: Event) -> None:
     assert set(re.findall(r"@(\w+)@", ENTRIES[event.value.message_id])) <= there
 
 
+def _entry(event: Event) -> str:
+    return " ".join(ENTRIES[event.value.message_id].split())
+
+
+def test_every_reason_for_refusing_a_connection_has_its_advice() -> None:
+    functions = [
+        node
+        for node in ast.walk(ast.parse((ROOT / "peerd/tcpfront.py").read_text()))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name in ("_refusal", "_stranger")
+    ]
+    returned = [node.value for function in functions for node in ast.walk(function) if isinstance(node, ast.Return)]
+    reasons = {
+        node.value for value in returned if value for node in ast.walk(value) if isinstance(node, ast.Constant)
+    } - {""}
+    assert len(reasons) == 5
+    assert set(re.findall('"(.+?)"', _entry(Event.CONNECTION_REFUSED))) == reasons
+
+
+def test_a_warning_about_the_configuration_may_be_about_who_can_write_it() -> None:
+    assert "others than its owner may write" in _entry(Event.CONFIG_WARNING)
+
+
+def test_the_policy_is_asked_with_all_that_it_must_know() -> None:
+    flags = set(re.findall(r"--\w+", _entry(Event.COMMAND_DENIED)))
+    assert {"--peer", "--directory", "--shellCmd"} <= flags
+
+
+def test_a_deleted_entry_may_be_that_of_a_worker() -> None:
+    assert "d dbSanityCheck" in _entry(Event.PEER_DELETED)
+
+
 def test_outcomes_are_those_that_there_are() -> None:
     assert set(re.findall(r'"([a-z]+)"', TEXT)) <= set(Outcome)
