@@ -277,6 +277,9 @@ def test_environment() -> None:
     documented = set(D.part(".Sh ENVIRONMENT").arguments("Ev"))
     assert documented == there, _difference(documented, there)
     assert login_environment("0" * 16, "peer", pwd.getpwnam("root"))["PATH"] in D.text
+    about = D.part(".Sh ENVIRONMENT").text
+    assert "Of the user that it runs as" in about
+    assert ".Fl -env" in about
     assert _environment("daemon") <= set(PEERD.part(".Sh ENVIRONMENT").arguments("Ev"))
 
 
@@ -339,6 +342,16 @@ def test_journal_fields() -> None:
     in_text = {word for page in ALL for word in re.findall(r"PEERD_[A-Z_]+", page.text)}
     assert named <= there
     assert in_text <= there | variables | _environment("client")
+
+
+def test_actions_are_recorded_as_the_page_says() -> None:
+    fields = PEERD.part(".Ss Fields")
+    assert [word for word in fields.arguments("Ql") if word[0] == "("] == [f"({name})" for name in messages.Action]
+
+
+def test_a_refused_connection_is_not_a_refused_caller() -> None:
+    about = PEERD.text.split(".It Cm connection-refused")[1].split(".It Cm")[0]
+    assert "unix socket" not in about
 
 
 def test_units_files_and_exit_statuses_of_the_daemon() -> None:
@@ -437,6 +450,7 @@ def test_outcomes_stand_in_the_order_of_the_table() -> None:
         (WIRE, f"hears nothing for {_WORDS[links._MISSED_HEARTBEATS]} of them"),
         (BUS, f"may have {busapi.MAX_COLLECTED} bytes"),
         (BUS, f"often {bus._CALL_TIMEOUT:g} seconds"),
+        (BUS, f"of more than {busreader.LARGEST // 2**20} MiB or {busreader.MOST_VALUES} values"),
         (CONF, f"silent for {_WORDS[links._MISSED_HEARTBEATS]} of them"),
     ],
     ids=repr,
@@ -483,6 +497,17 @@ def test_members_stand_in_the_order_of_the_table_with_their_signatures() -> None
     ]
 
 
+def test_an_address_is_that_of_the_same_interface_everywhere() -> None:
+    mac = "Of the interface with the default route, else of the first that has one; or"
+    assert mac in D.text
+    assert mac in BUS.text
+
+
+def test_a_command_that_is_no_method_is_named() -> None:
+    missing = {command.name for command in COMMANDS if command not in busapi.CALLABLE.values()}
+    assert set(BUS.part(".Sh DESCRIPTION").arguments("Ic")) == missing
+
+
 def test_actions_and_errors_of_the_bus() -> None:
     assert BUS.part(".Sh WHO MAY").items(r"Ev (\S+)") == [(busapi.action(access),) for access in Access]
     policy = (ROOT / "units/polkit-1/org.automatelinux.peerd1.policy").read_text()
@@ -499,7 +524,6 @@ def test_actions_and_errors_of_the_bus() -> None:
     documented = {name for line in BUS.lines if line.startswith(".It Er ") for name in line[7:].split(" , ")}
     assert documented == standard, _difference(documented, standard)
     assert {f"{busapi.NAME}.Error.{name}" for name in ("PeerNotFound", "TooMuchOutput")} <= ours
-    assert f"{busreader.LARGEST // 2**20} MiB or {busreader.MOST_VALUES} values" in BUS.text
 
 
 # --- all of them
