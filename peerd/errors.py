@@ -189,7 +189,9 @@ KINDS: Mapping[Code, Kind] = {
     Code.START_FAILED: Kind(
         "Could not start the command on {peer}: {reason}", ("The record: journalctl -t peerd, there",)
     ),
-    Code.DUPLICATE: Kind("This command was already run on {peer}: {exec_id}"),
+    Code.DUPLICATE: Kind(
+        "This command was already run on {peer}: {exec_id}", ("How it ended: d getJob --job {exec_id}",)
+    ),
     Code.OUT_OF_MEMORY: Kind(
         "Out of memory: the command on {peer} was stopped",
         ("Give it more (--memory), or look what else runs there: systemd-cgtop",),
@@ -221,7 +223,14 @@ KINDS: Mapping[Code, Kind] = {
         ("What became of it: d appStatus --peer {peer} --app {app}",),
         Outcome.LOST,
     ),
-    Code.DENIED: Kind("Permission denied: {reason}", (), Outcome.DENIED),
+    Code.DENIED: Kind(
+        "Permission denied: {reason}",
+        (
+            "Why, on the machine that refuses: journalctl -t peerd",
+            "What a peer may run there: d checkPolicy --peer PEER --directory PATH --shellCmd COMMAND",
+        ),
+        Outcome.DENIED,
+    ),
     Code.UNKNOWN_PEER: Kind(
         "Permission denied: {address} is not a registered peer of {peer}",
         ("On this machine, run: d registerWorker",),
@@ -280,8 +289,11 @@ KINDS: Mapping[Code, Kind] = {
         "The leader cannot delete itself from its registry: {peer}",
         ("First make another machine the leader: d setPeerConfig --role leader, there",),
     ),
-    Code.USAGE: Kind("{reason}", (), Outcome.FAILED, EXIT_USAGE),
-    Code.BAD_MESSAGE: Kind("Malformed message: {reason}"),
+    Code.USAGE: Kind("{reason}", ("Help: d help COMMAND",), Outcome.FAILED, EXIT_USAGE),
+    Code.BAD_MESSAGE: Kind(
+        "Malformed message: {reason}",
+        ("Is peerd on one of the machines older? (d listPeers) What a message may be: peerd-protocol(7)",),
+    ),
     Code.UNKNOWN_MESSAGE: Kind("Unknown message: {name}", ("Is peerd on one of the machines older? (d listPeers)",)),
     Code.VERSION: Kind(
         "No common protocol version: theirs is {theirs}, ours is {ours}",

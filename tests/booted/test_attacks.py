@@ -11,6 +11,8 @@ import pytest
 from fuzz import frames
 from lab import Lab, Machine
 
+from peerd.errors import Code, PeerdError
+
 from .attacks import FLOOD, HELLO, IMPOSTOR, LIAR, STORM, Table, frame, run_request, talk
 from .conftest import PEERS, UNITS, wait_for_peers
 
@@ -318,7 +320,7 @@ max-timeout = 5
         for how, arguments in bad:
             denied = laptop.run(arguments, check=False)
             assert denied.returncode == 255, how
-            assert denied.stderr == b"Permission denied: vps does not allow this\n", how
+            assert denied.stderr == PeerdError(Code.DENIED, reason="vps does not allow this").text.encode(), how
             table.add(PEER, f"runs what a rule allows, but {how}", "denied; the reason is in the journal there only")
         denied = vps.run("d checkPolicy --peer laptop --directory /srv/app --shellCmd pwd", check=False)
         assert denied.returncode == 255
@@ -330,7 +332,7 @@ max-timeout = 5
     with configured(vps, "[peerd]\nregistry-admins = desktop\n"):
         for command in ("deletePeer", "approvePeer", "rejectPeer"):
             denied = laptop.run(f"d {command} --peer desktop", check=False)
-            assert denied.stderr == b"Permission denied: the leader does not allow this\n"
+            assert denied.stderr == PeerdError(Code.DENIED, reason="the leader does not allow this").text.encode()
     table.add(PEER, "changes the registry where it is not among registry-admins", "denied, logged")
 
 

@@ -140,10 +140,19 @@ def test_these_sentences_are_what_scripts_look_for(error: PeerdError, sentence: 
         (PeerdError(Code.NOT_CONNECTED, address="10.0.0.1"), "wg show"),
         (PeerdError(Code.CONNECT_FAILED, peer="laptop", address="10.0.0.4"), "ping 10.0.0.4"),
         (PeerdError(Code.TIMEOUT, peer="laptop", seconds="30"), "30 second timeout"),
+        (PeerdError(Code.DENIED, reason="laptop does not allow this"), "journalctl -t peerd"),
+        (PeerdError(Code.DENIED, reason="laptop does not allow this"), "d checkPolicy --peer"),
+        (PeerdError(Code.DUPLICATE, peer="laptop", exec_id="0" * 16), "d getJob --job 0000000000000000"),
+        (PeerdError(Code.USAGE, reason="--env: so"), "d help COMMAND"),
+        (PeerdError(Code.BAD_MESSAGE, reason="so"), "peerd-protocol(7)"),
     ],
 )
 def test_hints_say_what_to_do_next(error: PeerdError, hint: str) -> None:
     assert any(hint in line for line in error.hints)
+
+
+def test_only_what_was_asked_for_needs_no_advice() -> None:
+    assert {code for code in Code if not KINDS[code].hints} == {Code.CANCELLED}
 
 
 @pytest.mark.parametrize(
