@@ -9,7 +9,7 @@ import contextlib
 import difflib
 import errno
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -215,19 +215,51 @@ def complete(words: Sequence[str], known: Callable[[str], Iterable[str]]) -> lis
     :param words: the words after ``d``, the last one as far as it is typed
     :param known: gives the values that are known of an option, by its metavar
     """
-    *before, current = words or [""]
-    command = BY_NAME.get(before[0]) if before else None
-    options = {option.flag: option for option in command.options} if command else {}
+    command = BY_NAME.get(words[0]) if words[1:] else None
+    options = _options(command) if command else {}
+    apart, prefix = _apart(words or [""], options)
+    *before, current = apart
     previous = options.get(before[-1]) if before else None
     if command is None or command.argument:
         found = [each.name for each in COMMANDS] if len(before) == (1 if command else 0) else []
+    elif "--" in before:
+        found = []
     elif previous and previous.parse:
         found = list(previous.choices or known(previous.metavar))
     else:
-        given = {flag for flag in before if flag in options and not options[flag].multiple}
-        extra = ["--json"] * (command.data or command.record) + ["--stream"] * command.record
-        found = [flag for flag in (*options, *extra, "--help") if flag not in given]
-    return sorted(word for word in found if word.startswith(current))
+        given = {options[word].flag for word in before if word in options and not options[word].multiple}
+        found = [*({option.flag for option in options.values()} - given), "--help"]
+    return sorted(prefix + word for word in found if word.startswith(current))
+
+
+def _options(command: Command) -> dict[str, Option]:
+    """The options of a command by their flags, long and short."""
+    printed = [_JSON] * command.data + [_RECORD, _STREAM] * command.record
+    return {flag: option for option in (*command.options, *printed) for flag in (option.flag, option.short) if flag}
+
+
+def _apart(words: Sequence[str], options: Mapping[str, Option]) -> tuple[list[str], str]:
+    """The words with each --flag=value as two, and what of the last one comes before its value.
+
+    In bash that is nothing: it gives three words for one, and completes the last of them.
+    """
+    takes = {flag for flag, option in options.items() if option.parse and flag.startswith("--")}
+    apart: list[str] = []
+    prefix, awaited = "", False
+    for word in words:
+        flag, equals, value = word.partition("=")
+        prefix = ""
+        if awaited:
+            apart[-1], awaited = word, False
+        elif word == "=" and apart and apart[-1] in takes:
+            apart.append("")
+            awaited = True
+        elif equals and flag in takes:
+            apart += [flag, value]
+            prefix = f"{flag}="
+        else:
+            apart.append(word)
+    return apart, prefix
 
 
 def _explain(error: click.UsageError) -> str:

@@ -22,12 +22,15 @@ LOGIN, SCRIPT, BARE = "bash -lc", "sh -c", "env -i PATH=/usr/bin:/bin bash --nor
 
 @pytest.mark.parametrize("shell", [BASH, ZSH, FISH], ids=["bash", "zsh", "fish"])
 def test_tab_completes_commands_options_values_and_peers(desktop: Machine, shell: str) -> None:
+    # bash has three words for --peer=l, as COMP_WORDBREAKS says, and replaces the last one.
+    one_word = "" if shell is BASH else "--peer="
     for words, offered in (
         ("d remoteP", "remotePull"),
         ("d remotePull --peer ", "desktop laptop vps"),
         ("d remotePull --peer l", "laptop"),
         ("d setPeerConfig --role w", "worker"),
         ("d execOnPeer --sh", "--shellCmd"),
+        ("d remotePull --peer = l" if shell is BASH else "d remotePull --peer=l", one_word + "laptop"),
     ):
         typed = words if shell is FISH or not words.endswith(" ") else f"{words}''"
         typed = typed.replace("''", '""') if shell is ZSH else typed

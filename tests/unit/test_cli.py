@@ -226,6 +226,17 @@ def test_any_arguments_have_an_answer(argv: list[str]) -> None:
         assert bool(parsed.stdout) == (parsed.status == 0)
 
 
+@given(
+    st.lists(
+        st.sampled_from([*NAMES, "--peer", "--peer=", "--peer=v", "-n", "--json", "--", "", "=", "v"])
+        | st.text(max_size=5),
+        max_size=6,
+    )
+)
+def test_any_words_can_be_completed(words: list[str]) -> None:
+    assert isinstance(parse(["--complete", *words]), Reply)
+
+
 def test_asking_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     parse(["--help"])
     parse(["xyzzy"])
@@ -255,6 +266,28 @@ KNOWN = {"PEER": ("desktop", "laptop", "vps"), "APP": ("cad", "mail")}
         (["help", "get"], ["getJob", "getPeerIdByIp", "getPeerInfo", "getPeerStatus"]),
         (["waitJob", "--"], ["--help", "--job", "--json", "--peer"]),
         (["noSuchCommand", ""], []),
+        # As bash has them.
+        (["remotePull", "--peer", "="], KNOWN["PEER"]),
+        (["remotePull", "--peer", "=", "l"], ["laptop"]),
+        (["remotePull", "--peer", "=", "laptop", "--t"], ["--timeout"]),
+        (["remotePull", "--peer", "=", "laptop", "--pe"], []),
+        (["execOnPeer", "--env", "A", "=", "--peer"], ["--peer"]),
+        # As zsh and fish have them.
+        (["remotePull", "--peer="], [f"--peer={peer}" for peer in KNOWN["PEER"]]),
+        (["remotePull", "--peer=l"], ["--peer=laptop"]),
+        (["remotePull", "--peer=laptop", "--t"], ["--timeout"]),
+        (["remotePull", "--peer=laptop", "--pe"], []),
+        (["execOnPeer", "--env", "A=1", "--env=B=2", "--en"], ["--env"]),
+        (["execOnPeer", "--shellCmd=--peer=", "--peer", "v"], ["vps"]),
+        (["remotePull", "--json="], []),
+        (["log", "-n", ""], []),
+        (["log", "-n", "5", "--l"], []),
+        (["log", "-f", "--fo"], []),
+        (["log", "-f", "--peer", "v"], ["vps"]),
+        (["remotePull", "--json", "--js"], []),
+        (["remotePull", "--json", "--stream", "--"], ["--help", "--peer", "--timeout"]),
+        (["execOnPeer", "--peer", "vps", "--", ""], []),
+        (["execOnPeer", "--peer", "vps", "--", "ls", "--"], []),
     ],
 )
 def test_completion_offers_what_can_come_next(typed: list[str], offered: Sequence[str]) -> None:
