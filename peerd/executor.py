@@ -61,7 +61,7 @@ class Executor:
         self._attending: Counter[str] = Counter()
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._starting: set[asyncio.Task[Run]] = set()
-        self._refusals = Refusals()
+        self._refusals = Refusals("commands")
 
     @property
     def running(self) -> int:

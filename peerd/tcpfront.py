@@ -24,6 +24,7 @@ from peerd.node import Node
 from peerd.peers import Peer
 from peerd.protocol import Frame
 from peerd.records import Query
+from peerd.refusals import Refusals
 from peerd.session import Caller, Session
 
 T = TypeVar("T")
@@ -41,6 +42,7 @@ class TcpFront(Front):
         self._executor = executor
         self._apps = apps
         self._reader = Reader()
+        self._refusals = Refusals("connections")
         self._of: Counter[str] = Counter()
         self._listing = asyncio.Lock()
         self._links: dict[Connection, asyncio.Task[Any] | None] = {}
@@ -162,7 +164,9 @@ class TcpFront(Front):
         return ""
 
     def _drop(self, link: Connection, who: str, refusal: str) -> None:
-        log(Event.CONNECTION_REFUSED, f"Connection from {who} refused: {refusal}", address=who)
+        if self._refusals.recorded(who):
+            log(Event.CONNECTION_REFUSED, f"Connection from {who} refused: {refusal}", address=who)
+        self._refusals.count(who)
         link.abort()
 
     async def _register(self, link: Connection, address: str, frame: Frame) -> str:

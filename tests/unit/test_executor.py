@@ -323,8 +323,8 @@ def test_who_is_refused_without_end_is_recorded_no_more_than_so_often(
             executor._refusals._until = 0.0
             with pytest.raises(PeerdError):
                 await executor.launch(request("x", timeout=61.0), Caller("mallory"))
-            (more,) = records.of(Event.COMMAND_DENIED)
-            assert more.message == "6 more requests of mallory were refused"
+            (more,) = records.of(Event.REFUSALS_LEFT_OUT)
+            assert (more.message, more.text("caller")) == ("6 more commands of mallory were refused", "mallory")
 
     asyncio.run(main())
 

@@ -166,7 +166,7 @@ def test_a_peer_does_not_tell_of_more_records_than_it_was_asked_for(
 ) -> None:
     async def main() -> None:
         async with FakePeers().serving() as peers:
-            node: Any = SimpleNamespace(pool=Pool(lambda: peers.port, lambda: 5.0))
+            node: Any = SimpleNamespace(pool=Pool(peers.connect, lambda: 5.0))
             told: list[records.Record] = []
 
             async def hear() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from peerd import fronts, hub, messages, network, protocol, tcpfront, validate
+from peerd import fronts, hub, messages, network, protocol, refusals, tcpfront, validate
 from peerd.app import App
 from peerd.apphost import AppHost
 from peerd.config import Mode
@@ -209,6 +209,22 @@ def test_who_is_no_peer_gets_no_word_for_anything_but_a_registration(
             assert record.message == "Connection from 127.0.0.66 refused: not a registered peer"
             assert remote.executor.requests == []
             assert {peer.peer_id for peer in remote.registry.peers()} == {"laptop", "vps"}
+
+    asyncio.run(main())
+
+
+def test_a_stranger_who_tries_without_end_is_recorded_no_more_than_so_often(
+    records: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refusals, "_MOST", 2)
+
+    async def main() -> None:
+        async with served() as remote:
+            for _ in range(4):
+                async with greeted(remote, "127.0.0.66") as wire:
+                    await wire.link.send("listJobs")
+                    await wire.end()
+            assert len(records.of(Event.CONNECTION_REFUSED)) == 2
 
     asyncio.run(main())
 
