@@ -188,8 +188,10 @@ class Execution:
     async def _run_here(self, request: ExecRequest, session: Session, resume: Resume | None) -> ExecResult:
         if request.detach:
             return await self._executor.detach(request, session.caller)
-        # Who was cut off before its command was started finds nothing of it here.
+        # Who was cut off before its command was started finds nothing of it here, and has nothing of it.
         if not resume or not self._executor.knows(request.exec_id):
+            if resume and any(resume.offsets.values()):
+                raise PeerdError(Code.LOST, peer=self._node.peer_id, exec_id=request.exec_id)
             if session.cancel.is_set():
                 raise PeerdError(Code.CANCELLED, peer=self._node.peer_id)
             await self._executor.launch(request, session.caller)

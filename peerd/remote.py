@@ -121,7 +121,7 @@ class Remote:
                     raise self._lost from None
                 if error.code is not Code.NO_SUCH_JOB or request is None:
                     raise
-                if asking or boot != self._boot:
+                if asking or self._heard or boot != self._boot:
                     raise self._lost from None
                 # The request never got there, and should it still do so, the target runs its id once.
                 asking = True
@@ -173,7 +173,8 @@ class Remote:
                     raise ConnectionError("closed before the result")
                 if frame.type == "error":
                     raise self._named(PeerdError.from_wire(frame.fields))
-                self._heard += 1
+                # That a request was a second one is a result, too, and says nothing of the command.
+                self._heard += frame.type != "result"
                 if frame.type == "output":
                     stream = take(frame.fields, "stream", _stream)
                     self._offsets[stream] += len(frame.payload)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from peerd.errors import Outcome
+from peerd.errors import Code, Outcome, PeerdError
 from peerd.messages import NARROW_WINDOW, WINDOW, ExecRequest, ExecResult, Offsets
 from peerd.session import Caller, Session, Sink
 from unit.support import EXEC_ID, FakeExecutor, dialled
@@ -118,6 +118,18 @@ def test_who_was_cut_off_before_its_command_was_started_has_it_started_now(tmp_p
             local.executor.all_known = False
             assert (await invoke(wire, *EXEC, resume={**RESUME, "stdout": 0, "stderr": 0})).status == 0
             assert [request.exec_id for request, _ in local.executor.requests] == [EXEC_ID]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_command_that_nobody_knows_any_more_but_whose_output_came_is_lost(tmp_path: Path, stream: str) -> None:
+    async def main() -> None:
+        async with served(tmp_path) as local, greeted(local.path) as wire:
+            local.executor.all_known = False
+            shown = await invoke(wire, *EXEC, resume={**RESUME, **NONE, stream: 1})
+            assert (shown.status, shown.stderr.splitlines()[0]) == (255, str(PeerdError(Code.LOST, peer="here")))
+            assert local.executor.requests == []
 
     asyncio.run(main())
 

@@ -237,6 +237,20 @@ def test_a_target_that_was_rebooted_is_not_asked_again() -> None:
     asyncio.run(main())
 
 
+def test_a_command_of_which_something_was_heard_is_not_asked_for_again() -> None:
+    async def main() -> None:
+        async with calling() as caller:
+            running = caller.execute()
+            wire = await caller.target("execRequest")
+            await caller.output(wire, b"ran")
+            wire.reset()
+            (await caller.target("attachJob")).link.post("error", NO_SUCH_JOB)
+            assert await refused(running) is Code.LOST
+            assert caller.peers.accepted == 2
+
+    asyncio.run(main())
+
+
 def test_a_command_that_was_stopped_because_we_came_back_too_late_is_lost() -> None:
     async def main() -> None:
         async with calling() as caller:
