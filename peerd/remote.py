@@ -83,7 +83,7 @@ class Remote:
             await self._relay.close()
 
     async def _persist(self, request: ExecRequest | None, begun: bool) -> ExecResult:
-        asking, asked, patient, again = request is not None, 0, begun, False
+        asking, asked, patient, again, late = request is not None, 0, begun, False, False
         since: float | None = None
         told = False
         delay = _FIRST_DELAY
@@ -110,7 +110,7 @@ class Remote:
                 if asked < 2 or result.error is None or result.error.code is not Code.DUPLICATE:
                     return result
                 # The first request was only late.
-                asking = False
+                asking, late = False, True
                 continue
             except PeerdError as error:
                 if error.code is Code.BAD_MESSAGE and begun:
@@ -123,9 +123,11 @@ class Remote:
                     raise
                 if asking or self._heard or boot != self._boot:
                     raise self._lost from None
-                # The request never got there, and should it still do so, the target runs its id once.
-                asking = True
-                continue
+                if not late:
+                    # The request never got there, and should it still do so, the target runs its id once.
+                    asking = True
+                    continue
+                # It did get there, and its command is about to be started, or gone without a record.
             except OSError as error:
                 if not begun:
                     # Nothing was started yet, and packets may be lost on the way to a peer that is there.

@@ -210,6 +210,46 @@ def test_a_request_that_was_only_late_is_heard_of_and_does_not_run_twice() -> No
     asyncio.run(main())
 
 
+async def asked_twice(caller: Calling) -> Wire:
+    """Have the target take the first request for one that is late; where it is asked after the command now."""
+    (await caller.target("execRequest")).reset()
+    (await caller.target("attachJob")).link.post("error", NO_SUCH_JOB)
+    wire = await caller.target("execRequest")
+    wire.link.post("result", DUPLICATE)
+    await wire.expect("attachJob")
+    return wire
+
+
+def test_who_asked_twice_waits_for_the_command_to_be_started() -> None:
+    async def main() -> None:
+        async with calling() as caller:
+            running = caller.execute()
+            (await asked_twice(caller)).link.post("error", NO_SUCH_JOB)
+            (await caller.target("attachJob")).link.post("error", NO_SUCH_JOB)
+            wire = await caller.target("attachJob")
+            await caller.output(wire, b"ran")
+            wire.link.post("result", DONE)
+            assert (await running).exit_status == 3
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("how", ["patience", "cancel", "gone"])
+def test_who_asked_twice_does_not_wait_for_ever(how: str) -> None:
+    async def main() -> None:
+        async with calling() as caller:
+            running = caller.execute()
+            wire = await asked_twice(caller)
+            if how == "patience":
+                caller.remote._patience = 0.0
+            else:
+                getattr(caller, how).set()
+            wire.link.post("error", NO_SUCH_JOB)
+            assert await refused(running) is Code.LOST
+
+    asyncio.run(main())
+
+
 def test_an_id_that_somebody_used_before_is_a_duplicate() -> None:
     async def main() -> None:
         async with calling() as caller:
