@@ -18,7 +18,7 @@ from peerd.job import Job
 from peerd.journal import Event, log
 from peerd.messages import Action, ExecRequest, ExecResult
 from peerd.node import Node
-from peerd.remote import Remote
+from peerd.remote import Remote, in_doubt
 from peerd.render import record
 from peerd.run import describe
 from peerd.session import Resume, Session
@@ -133,6 +133,8 @@ class Execution:
                 else:
                     result = await remote.execute(request, asking)
         except PeerdError as error:
+            if resume and not here:
+                error = in_doubt(error, peer_id, job.exec_id)
             result = ExecResult.failure(error, round((time.monotonic() - began) * _USEC))
         finally:
             asked()

@@ -54,7 +54,7 @@ class Remote:
         """Have the peer run a command, and pass on what it says until it has ended; of a detached one, has started.
 
         :param asking: called at the last moment at which it certainly was not started
-        :raises PeerdError: USAGE, CONNECT_FAILED, LOST, or why the peer refuses
+        :raises PeerdError: USAGE, CONNECT_FAILED, LOST, or why the peer refuses before it may have started it
         """
         self._asking = asking
         try:
@@ -67,7 +67,7 @@ class Remote:
         """Hear of a command that the peer runs or ran, from these offsets of its output on.
 
         :param begun: whether the caller heard of it before, and so is patient from the beginning
-        :raises PeerdError: CONNECT_FAILED, LOST, NO_SUCH_JOB, OUTPUT_GONE
+        :raises PeerdError: LOST, OUTPUT_GONE; where the caller never heard of it also CONNECT_FAILED, NO_SUCH_JOB
         """
         self._offsets = dict(offsets)
         return await self._hear(None, begun)
@@ -83,7 +83,7 @@ class Remote:
             await self._relay.close()
 
     async def _persist(self, request: ExecRequest | None, begun: bool) -> ExecResult:
-        asking, asked, patient, again, late = request is not None, 0, begun, False, False
+        asking, asked, back, again, late = request is not None, 0, begun, False, False
         since: float | None = None
         told = False
         delay = _FIRST_DELAY
@@ -117,17 +117,18 @@ class Remote:
                     text = f"From {self._target.peer_id}: {error.sentence}"
                     log(Event.PROTOCOL_ERROR, text, peer=self._target.peer_id)
                     raise self._lost from None
-                if error.code is Code.NO_SUCH_JOB and request is None and patient:
-                    raise self._lost from None
-                if error.code is not Code.NO_SUCH_JOB or request is None:
+                if not (back or self._heard):
                     raise
-                if asking or self._heard or boot != self._boot:
-                    raise self._lost from None
-                if not late:
-                    # The request never got there, and should it still do so, the target runs its id once.
-                    asking = True
-                    continue
-                # It did get there, and its command is about to be started, or gone without a record.
+                if error.code is not Code.BUSY:
+                    if error.code is not Code.NO_SUCH_JOB or request is None:
+                        raise in_doubt(error, self._target.peer_id, self._exec_id) from None
+                    if asking or self._heard or boot != self._boot:
+                        raise self._lost from None
+                    if not late:
+                        # The request never got there, and should it still do so, the target runs its id once.
+                        asking = True
+                        continue
+                    # It did get there, and its command is about to be started, or gone without a record.
             except OSError as error:
                 if not begun:
                     # Nothing was started yet, and packets may be lost on the way to a peer that is there.
@@ -137,7 +138,7 @@ class Remote:
                     continue
             if not resumable:
                 raise self._lost
-            asking = False
+            asking, back = False, True
             if self._heard != heard:
                 since, delay = None, _FIRST_DELAY
             if since is None:
@@ -249,6 +250,13 @@ class Remote:
         except OSError:
             pass
         link.abort()
+
+
+def in_doubt(error: PeerdError, peer_id: str, exec_id: str) -> PeerdError:
+    """The error for a command that may run or have run, of which an error says that it did not: LOST, and why."""
+    if error.kind.outcome in (Outcome.DENIED, Outcome.UNREACHABLE, Outcome.FAILED):
+        return PeerdError(Code.LOST, [error.sentence], peer=peer_id, exec_id=exec_id)
+    return error
 
 
 def connect_failed(target: Peer, error: OSError) -> PeerdError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,12 @@ import pytest
 
 from peerd.errors import Code, Outcome, PeerdError
 from peerd.messages import NARROW_WINDOW, WINDOW, ExecRequest, ExecResult, Offsets
+from peerd.registry import Identity
 from peerd.session import Caller, Session, Sink
 from unit.support import EXEC_ID, FakeExecutor, dialled
-from unit.test_fronts import EXEC, greeted, invoke, served
+from unit.test_fronts import EXEC, LEADER, greeted, invoke, served
 
+WORKER = Identity("worker", "desktop", "127.0.0.9")
 NONE = {"stdout": 0, "stderr": 0}
 RESUME = {"execId": EXEC_ID, "step": 1, "stdout": 5, "stderr": 2}
 Attend = Callable[[str, Session, Offsets], Coroutine[Any, Any, ExecResult]]
@@ -130,6 +132,26 @@ def test_a_command_that_nobody_knows_any_more_but_whose_output_came_is_lost(tmp_
             shown = await invoke(wire, *EXEC, resume={**RESUME, **NONE, stream: 1})
             assert (shown.status, shown.stderr.splitlines()[0]) == (255, str(PeerdError(Code.LOST, peer="here")))
             assert local.executor.requests == []
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("more", [(), ("--detach",)])
+@pytest.mark.parametrize(("identity", "why"), [(LEADER, "Peer not found: laptop"), (WORKER, "Not connected to leader")])
+def test_who_resumes_and_whose_peer_cannot_be_found_has_lost_the_command(
+    tmp_path: Path, identity: Identity, why: str, more: Sequence[str]
+) -> None:
+    async def main() -> None:
+        async with (
+            served(tmp_path, identity=identity, reattach_timeout=0.1, connect_timeout=0.05) as local,
+            greeted(local.path) as wire,
+        ):
+            argv = ["execOnPeer", "--peer", "laptop", "--directory", "/", "--shellCmd", "make", *more]
+            first, reason, *_ = (await invoke(wire, *argv, resume=RESUME)).stderr.splitlines()
+            assert first == str(PeerdError(Code.LOST, peer="laptop"))
+            assert reason == f"  | {why}"
+            first, *_ = (await invoke(wire, *argv)).stderr.splitlines()
+            assert first == why
 
     asyncio.run(main())
 

@@ -317,14 +317,80 @@ def test_who_only_attaches_never_asks_for_a_run(begun: bool, code: Code) -> None
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("code", [Code.OUTPUT_GONE, Code.UNKNOWN_PEER, Code.BUSY])
-def test_a_refusal_on_the_way_back_is_passed_on(code: Code) -> None:
+@pytest.mark.parametrize("heard", [False, True])
+@pytest.mark.parametrize("attaching", [False, True])
+@pytest.mark.parametrize("code", [Code.UNKNOWN_PEER, Code.UNKNOWN_MESSAGE, Code.INTERNAL])
+def test_a_refusal_on_the_way_back_does_not_say_that_nothing_ran(code: Code, attaching: bool, heard: bool) -> None:
+    async def main() -> None:
+        async with calling() as caller:
+            running = caller.attach() if attaching else caller.execute()
+            wire = await caller.target("attachJob" if attaching else "execRequest")
+            if heard:
+                await caller.output(wire, b"ran")
+            wire.reset()
+            refusal = PeerdError(code, peer="laptop")
+            (await caller.target("attachJob")).link.post("error", refusal.to_wire())
+            with pytest.raises(PeerdError) as caught:
+                await running
+            assert caught.value.code is Code.LOST
+            assert caught.value.hints[0] == f"| {refusal.sentence}"
+
+    asyncio.run(main())
+
+
+def test_that_the_output_is_gone_is_passed_on() -> None:
     async def main() -> None:
         async with calling() as caller:
             running = caller.execute()
             (await caller.target("execRequest")).reset()
-            (await caller.target("attachJob")).link.post("error", PeerdError(code, exec_id=EXEC_ID).to_wire())
+            gone = PeerdError(Code.OUTPUT_GONE, exec_id=EXEC_ID)
+            (await caller.target("attachJob")).link.post("error", gone.to_wire())
+            assert await refused(running) is Code.OUTPUT_GONE
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("attaching", [False, True])
+@pytest.mark.parametrize("code", [Code.UNKNOWN_PEER, Code.BUSY])
+def test_a_refusal_of_what_was_never_begun_is_passed_on(code: Code, attaching: bool) -> None:
+    async def main() -> None:
+        async with calling() as caller:
+            running = caller.attach() if attaching else caller.execute()
+            wire = await caller.target("attachJob" if attaching else "execRequest")
+            wire.link.post("error", PeerdError(code).to_wire())
             assert await refused(running) is code
+            assert caller.peers.accepted == 1
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_target_that_is_too_busy_for_who_comes_back_is_tried_again(begun: bool) -> None:
+    busy = PeerdError(Code.BUSY, reason="too many connections (max-connections)").to_wire()
+
+    async def main() -> None:
+        async with calling() as caller:
+            running = caller.attach(begun=True) if begun else caller.execute()
+            if not begun:
+                (await caller.target("execRequest")).reset()
+            for _ in range(3):
+                (await caller.target("attachJob")).link.post("error", busy)
+            (await caller.target("attachJob")).link.post("result", DONE)
+            assert (await running).exit_status == 3
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("how", ["patience", "cancel", "gone"])
+def test_who_comes_back_to_a_target_that_stays_too_busy_has_lost_the_command(how: str) -> None:
+    async def main() -> None:
+        async with calling(0.0 if how == "patience" else LONG) as caller:
+            running = caller.attach(begun=True)
+            wire = await caller.target("attachJob")
+            if how != "patience":
+                getattr(caller, how).set()
+            wire.link.post("error", PeerdError(Code.BUSY).to_wire())
+            assert await refused(running) is Code.LOST
 
     asyncio.run(main())
 
