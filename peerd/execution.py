@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from peerd import history, turns, validate
 from peerd.answer import Answer
@@ -204,7 +205,10 @@ class Execution:
             result = None
         if result is None:
             raise PeerdError(Code.LOST, peer=self._node.peer_id, exec_id=request.exec_id)
-        self._executor.delivered(request.exec_id)
+        if session.hearing:
+            session.hearing.then(partial(self._executor.delivered, request.exec_id))
+        else:
+            self._executor.delivered(request.exec_id)
         return result
 
     async def act(self, session: Session, peer: str, action: Action, timeout: float | None, step: int = 1) -> Answer:

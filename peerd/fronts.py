@@ -20,7 +20,7 @@ from peerd.stdin import Stdin
 _HELLO_LIMIT = 10.0
 _MAX_BACKLOG = 4 * 1024 * 1024
 """Bytes that wait to be taken by the other end, more than output ever is, beyond which nothing is heard of it."""
-_LATE = ("cancel", "stdin", "ack", "done")
+LATE = ("cancel", "stdin", "ack", "done")
 """What may come just as its command ends, and then means nothing."""
 
 
@@ -96,7 +96,7 @@ class Front:
         try:
             if frame.type == "ping":
                 await link.send("pong")
-            elif frame.type not in _LATE:
+            elif frame.type not in LATE:
                 await handler(frame)
         except PeerdError as error:
             await link.send("error", error.to_wire())

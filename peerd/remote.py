@@ -11,6 +11,7 @@ import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from peerd import connection, protocol, validate
 from peerd.connection import Connection
@@ -21,7 +22,7 @@ from peerd.messages import STREAMS, ExecRequest, ExecResult, Offsets, take, take
 from peerd.peers import Peer
 from peerd.protocol import Frame
 from peerd.relay import Relay
-from peerd.session import Session
+from peerd.session import Hearing, Session
 
 _CANCEL_LIMIT = 60.0
 """Seconds to wait for a target's word that a cancelled command is gone."""
@@ -87,12 +88,14 @@ class Remote:
         since: float | None = None
         told = False
         delay = _FIRST_DELAY
+        detach = request is not None and request.detach
         while True:
             heard, boot, resumable = self._heard, "", True
             try:
-                async with self._pool.borrow(self._target.ip_address) as link:
+                async with Hearing() as held:
+                    link = await held.enter_async_context(self._pool.borrow(self._target.ip_address))
                     boot, resumable = link.hello.boot, link.resumable
-                    if not resumable and (request is None or request.detach):
+                    if not resumable and (request is None or detach):
                         raise PeerdError(Code.TOO_OLD, peer=self._target.peer_id)
                     begun = True
                     if asking and request:
@@ -103,12 +106,14 @@ class Remote:
                         await link.drain()
                     else:
                         await link.send("attachJob", {"execId": self._exec_id, **self._offsets})
-                    result = await self._converse(link, bool(request and request.detach))
-                    if not asking and request and request.detach:
+                    result = await self._converse(link, detach)
+                    if detach and not asking:
                         # The other end goes on with it here.
                         link.abort()
-                if asked < 2 or result.error is None or result.error.code is not Code.DUPLICATE:
-                    return result
+                    if asked < 2 or result.error is None or result.error.code is not Code.DUPLICATE:
+                        if resumable and not detach:
+                            self._hold(held, link)
+                        return result
                 # The first request was only late.
                 asking, late = False, True
                 continue
@@ -153,6 +158,12 @@ class Remote:
             await asyncio.sleep(delay)
             delay = min(delay * 2, _LONGEST_DELAY)
 
+    def _hold(self, held: Hearing, link: Connection) -> None:
+        """Keep the connection, and with it the output at its other end, until the caller has all."""
+        held.then(partial(link.post_with_next, "done"))
+        if self._session.hearing:
+            self._session.hearing.push_async_exit(held.pop_all())
+
     @property
     def _lost(self) -> PeerdError:
         return PeerdError(Code.LOST, peer=self._target.peer_id, exec_id=self._exec_id)
@@ -196,8 +207,6 @@ class Remote:
                         return ExecResult(Outcome.EXITED, 0)
                 elif frame.type == "result":
                     await self._relay.finish()
-                    if link.resumable:
-                        link.post_with_next("done")
                     return self._result(frame)
         finally:
             session.delivery.listen(None)

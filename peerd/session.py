@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -113,6 +114,14 @@ class PacedSink:
         await self._sink.output(stream, data)
 
 
+class Hearing(AsyncExitStack):
+    """What is held for a caller until it has all: let go of by an exception where nobody knows whether it has."""
+
+    def then(self, work: Callable[[], None]) -> None:
+        """Do something once it has."""
+        self.push(lambda failed, *_: None if failed else work())
+
+
 @dataclass(frozen=True)
 class Resume:
     """Where a caller goes on that was cut off while a command ran.
@@ -137,6 +146,7 @@ class Session:
     :ivar delivery: what the caller confirms of the output
     :ivar running: tells the caller the id of its command, and which of its commands it is
     :ivar resume: where the caller goes on, or None for a new command
+    :ivar hearing: lasts until the caller has all of a command; None where it has all that was given to it
     """
 
     caller: Caller
@@ -148,6 +158,7 @@ class Session:
     delivery: Delivery
     running: Callable[[str, int], None] = lambda exec_id, step: None
     resume: Resume | None = None
+    hearing: Hearing | None = None
 
 
 async def unless_cancelled(session: Session, work: Coroutine[Any, Any, T]) -> T | None:

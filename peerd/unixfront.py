@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from peerd import cli, messages, network, parameters, users, validate
@@ -14,14 +15,14 @@ from peerd.commands import BY_NAME, Command
 from peerd.config import Config
 from peerd.connection import Connection
 from peerd.errors import EXIT_CANCELLED, Code, PeerdError
-from peerd.fronts import Conversation, FrameSink, Front
+from peerd.fronts import LATE, Conversation, FrameSink, Front
 from peerd.journal import Event, log
 from peerd.messages import take, take_optional
 from peerd.node import Node
 from peerd.protocol import Frame
 from peerd.render import error_fields, render, render_more
 from peerd.service import Service
-from peerd.session import Caller, ConfirmingSink, Resume, Session
+from peerd.session import Caller, ConfirmingSink, Hearing, Resume, Session
 
 _MAX_ARGUMENTS = 4 * validate.MAX_ARGUMENTS
 """More than any command takes, which then says so itself."""
@@ -43,25 +44,27 @@ class UnixFront(Front):
     async def _serve(self, link: Connection, who: str) -> None:
         network.make_room(link.socket, 2 * messages.MAX_OUTPUT)
         await self._greet(link)
-        while True:
-            frame = await link.receive()
-            if frame is None:
-                return
-            await self._answer(link, lambda frame: self._handle(link, who, frame), frame)
+        frame = await link.receive()
+        while frame:
+            # Who asks for something else or goes by itself has heard all, and comes back for nothing.
+            async with Hearing() as hearing:
+                await self._answer(link, partial(self._handle, link, who, hearing), frame)
+                while (frame := await link.receive()) and frame.type in LATE:
+                    pass
 
-    async def _handle(self, link: Connection, who: str, frame: Frame) -> None:
+    async def _handle(self, link: Connection, who: str, hearing: Hearing, frame: Frame) -> None:
         if not network.is_member(link.socket):
             log(Event.CALLER_REFUSED, f"Connection from {who} refused: no member of the group", caller=who)
             raise PeerdError(Code.DENIED, reason="only root and members of the group peerd may use d")
         match frame.type:
             case "invoke":
-                await self._invoke(link, who, frame.fields)
+                await self._invoke(link, who, hearing, frame.fields)
             case "call":
                 await self._call(link, who, frame.fields)
             case _:
                 raise PeerdError(Code.UNKNOWN_MESSAGE, name=frame.type)
 
-    async def _invoke(self, link: Connection, who: str, fields: Mapping[str, object]) -> None:
+    async def _invoke(self, link: Connection, who: str, hearing: Hearing, fields: Mapping[str, object]) -> None:
         """A command line of ``d``: answered with what to print and the exit status."""
         argv = take(fields, "argv", _arguments)
         terminal = take(fields, "terminal", validate.boolean, False)
@@ -81,7 +84,7 @@ class UnixFront(Front):
             await link.send("collect", {"events": parsed.stream})
         resume = take_optional(fields, "resume", _resume)
         async with Conversation(link) as talk:
-            answer = await self._run(link, who, parsed.command, parsed.params, talk, resume)
+            answer = await self._run(link, who, parsed.command, parsed.params, talk, resume, hearing)
             if answer.more is not None:
                 answer = await _tell_more(link, command, answer.more, parsed.json or not terminal, color)
                 if talk.cancel.is_set():
@@ -102,7 +105,7 @@ class UnixFront(Front):
         name = take(fields, "command", parameters.command_name)
         params = parameters.check(name, fields.get("params"))
         async with Conversation(link) as talk:
-            answer = await self._run(link, who, name, params, talk, confirming=True)
+            answer = await self._run(link, who, name, params, talk)
             if answer.more is not None:
                 answer = await _tell_more(link, BY_NAME[name], answer.more, True, False)
         reply = {"data": answer.data, "text": answer.text, "status": answer.status, "record": answer.record}
@@ -118,7 +121,7 @@ class UnixFront(Front):
         params: Mapping[str, Any],
         talk: Conversation,
         resume: Resume | None = None,
-        confirming: bool = False,
+        hearing: Hearing | None = None,
     ) -> Answer:
         def say(line: str) -> None:
             link.post("output", {"stream": "stderr", "by": "peerd"}, f"{line}\n".encode())
@@ -134,9 +137,12 @@ class UnixFront(Front):
             await talk.gone.wait()
             talk.cancel.set()
 
-        sink = ConfirmingSink(FrameSink(link), talk.delivery) if confirming else talk.sink()
+        # Only a command line can be resumed.
+        sink = talk.sink() if hearing else ConfirmingSink(FrameSink(link), talk.delivery)
         caller = Caller(self._node.peer_id, who)
-        session = Session(caller, sink, talk.cancel, talk.gone, say, talk.stdin, talk.delivery, running, resume)
+        session = Session(
+            caller, sink, talk.cancel, talk.gone, say, talk.stdin, talk.delivery, running, resume, hearing
+        )
         command = BY_NAME[name]
         if not (command.record or command.output):
             # From here on its caller must not ask again; of a command on a peer it hears once that is asked for.

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from peerd import turns
 from peerd.errors import Code, Outcome, PeerdError
 from peerd.messages import NARROW_WINDOW, WINDOW, ExecRequest, ExecResult, Offsets
 from peerd.registry import Identity
@@ -42,7 +43,6 @@ def test_a_caller_is_told_which_command_runs_and_of_others_that_they_were_taken(
             ((request, _),) = local.executor.requests
             assert (first.type, first.fields) == ("running", {"execId": request.exec_id, "step": 1})
             assert (await wire.next()).type == "exit"
-            assert local.executor.heard == [request.exec_id]
 
     asyncio.run(main())
 
@@ -75,7 +75,61 @@ def test_who_resumes_attends_where_it_was_and_starts_nothing(tmp_path: Path) -> 
             at = {"stdout": 5, "stderr": 2}
             assert seen == [(EXEC_ID, at, at)]
             assert local.executor.requests == []
-            assert local.executor.heard == [EXEC_ID]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("how", ["asks", "goes"])
+def test_a_command_is_kept_until_its_caller_asks_for_something_else_or_goes(tmp_path: Path, how: str) -> None:
+    async def main() -> None:
+        async with served(tmp_path) as local, greeted(local.path) as wire:
+            await invoke(wire, *EXEC)
+            ((request, _),) = local.executor.requests
+            # It may be about to write what was the last for peerd.
+            for type_ in ("ack", "cancel", "stdin"):
+                await wire.link.send(type_)
+            await turns.let_pass(10)
+            assert local.executor.heard == []
+            if how == "asks":
+                assert (await wire.ask("ping")).type == "pong"
+            else:
+                await wire.link.finish()
+                await asyncio.wait(local.front._connections)
+            assert local.executor.heard == [request.exec_id]
+
+    asyncio.run(main())
+
+
+def test_each_step_is_kept_until_the_end(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with served(tmp_path) as local, greeted(local.path) as wire:
+            await invoke(wire, "remoteDeployDaemon", "--peer", "here")
+            assert local.executor.heard == []
+            await wire.ask("ping")
+            assert local.executor.heard == [local.executor.requests[0][0].exec_id]
+
+    asyncio.run(main())
+
+
+def test_a_daemon_that_is_stopped_lets_go_of_no_command_that_its_caller_may_not_have(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with served(tmp_path) as local, greeted(local.path) as wire:
+            assert (await invoke(wire, *EXEC)).status == 0
+            await local.front.close()
+            await wire.end()
+            assert local.executor.heard == []
+
+    asyncio.run(main())
+
+
+def test_a_program_that_cannot_come_back_has_what_it_was_sent(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with served(tmp_path) as local, greeted(local.path) as wire:
+            params = {"peer": "here", "directory": "/tmp", "shell_cmd": "make"}
+            await wire.link.send("call", {"command": "execOnPeer", "params": params})
+            while (await wire.next()).type != "reply":
+                pass
+            assert len(local.executor.heard) == 1
 
     asyncio.run(main())
 

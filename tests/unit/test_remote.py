@@ -16,7 +16,7 @@ from peerd.messages import WINDOW, ExecRequest, ExecResult
 from peerd.peers import Peer
 from peerd.protocol import Frame, encode
 from peerd.remote import Remote
-from peerd.session import Caller, ConfirmingSink, Delivery, Session
+from peerd.session import Caller, ConfirmingSink, Delivery, Hearing, Session
 from peerd.stdin import Stdin
 from unit.support import EXEC_ID, FakePeers, Heard, Slow, Wire
 
@@ -38,7 +38,7 @@ def _no_delay(monkeypatch: pytest.MonkeyPatch) -> None:
 class Calling:
     """A caller here, and the peers that it calls."""
 
-    def __init__(self, peers: FakePeers, patience: float, heard: Heard) -> None:
+    def __init__(self, peers: FakePeers, patience: float, heard: Heard, hearing: Hearing | None) -> None:
         self.peers = peers
         self.heard = heard
         self.cancel, self.gone = asyncio.Event(), asyncio.Event()
@@ -55,6 +55,7 @@ class Calling:
             self.said.append,
             self.stdin,
             self.delivery,
+            hearing=hearing,
         )
         self.remote = Remote(self.pool, LAPTOP, EXEC_ID, session, patience)
 
@@ -78,10 +79,12 @@ class Calling:
 
 
 @asynccontextmanager
-async def calling(patience: float = LONG, heard: Heard | None = None) -> AsyncIterator[Calling]:
+async def calling(
+    patience: float = LONG, heard: Heard | None = None, hearing: Hearing | None = None
+) -> AsyncIterator[Calling]:
     async with FakePeers().serving() as peers:
         peers.boot = "boot 1"
-        caller = Calling(peers, patience, heard or Heard())
+        caller = Calling(peers, patience, heard or Heard(), hearing)
         try:
             yield caller
         finally:
@@ -153,6 +156,44 @@ def test_a_caller_that_pauses_keeps_nobody_waiting_and_misses_nothing(lost: bool
             else:
                 assert (await running).exit_status == 3
             assert slow.streams["stdout"].decode() == expected
+
+    asyncio.run(main())
+
+
+def test_a_target_is_told_that_all_was_heard_once_it_was() -> None:
+    async def main() -> None:
+        hearing = Hearing()
+        async with calling(hearing=hearing) as caller:
+            running = caller.execute()
+            wire = await caller.target("execRequest")
+            wire.link.post("result", DONE)
+            assert (await running).exit_status == 3
+            # Meanwhile the connection is nobody else's.
+            async with caller.pool.borrow("127.0.0.4") as other:
+                await other.send("ping")
+            assert (await (await caller.peers.links.get()).next()).type == "ping"
+            await hearing.aclose()
+            async with caller.pool.borrow("127.0.0.4") as same:
+                await same.send("ping")
+            assert [(await wire.next()).type for _ in range(2)] == ["done", "ping"]
+            assert caller.peers.accepted == 2
+
+    asyncio.run(main())
+
+
+def test_a_target_is_not_told_so_where_nobody_knows() -> None:
+    async def main() -> None:
+        hearing = Hearing()
+        async with calling(hearing=hearing) as caller:
+            running = caller.execute()
+            wire = await caller.target("execRequest")
+            wire.link.post("result", DONE)
+            assert (await running).exit_status == 3
+            with pytest.raises(ConnectionError):
+                async with hearing:
+                    raise ConnectionError("the caller is gone")
+            with pytest.raises(ConnectionError):
+                await wire.link.expect("done")
 
     asyncio.run(main())
 
