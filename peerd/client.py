@@ -32,8 +32,8 @@ _CHUNK = 512 * 1024
 _LINE = 4096
 _WINDOWS = {2: 1024 * 1024, 3: 4 * 1024 * 1024}
 """Bytes of standard input that may be under way, and that are held to be sent again, by the version of the protocol."""
-_GREETING_LIMIT = 20.0
-"""Seconds for the daemon to start and to answer."""
+_GREETING_LIMIT, _RETURN_LIMIT = 20.0, 240.0
+"""Seconds for the daemon to start and to answer; the same where a command goes on, which may be a deploy of it."""
 _STREAMS = {"stdout": 1, "stderr": 2}
 _CANCELLING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -153,7 +153,7 @@ class _Call:
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._cancel)
         # The socket is systemd's and takes connections for a daemon that cannot start, too.
-        connection.settimeout(_GREETING_LIMIT)
+        connection.settimeout(_RETURN_LIMIT if self._exec_id else _GREETING_LIMIT)
         hello = {"type": "hello", "protocol": OLDEST_PROTOCOL, "newest": PROTOCOL, "version": "d"}
         connection.sendall(f"{quickjson.dumps(hello)}\n{quickjson.dumps(invoke)}\n".encode())
         while True:
@@ -321,10 +321,11 @@ class _Call:
         """Wait for the daemon to say something, or for one of more descriptors to be readable; which of them are.
 
         :raises _Unusable: when who read our output goes meanwhile; the command may write no more, so as to notice
+        :raises TimeoutError: as socket.settimeout has it
         """
         from peerd.clientpipes import wait
 
-        ready = wait((self.connection.fileno(), *more), self._watched)
+        ready = wait((self.connection.fileno(), *more), self._watched, self.connection.gettimeout())
         if not ready:
             raise _Unusable from BrokenPipeError()
         return ready
@@ -332,10 +333,9 @@ class _Call:
     def _receive(self, most: int) -> bytes:
         if self._watched >= 0:
             self._wait_for()
-        data = self.connection.recv(most)
-        if not data:
-            raise _Gone
-        return data
+        if data := self.connection.recv(most):
+            return data
+        raise _Gone
 
     def _line(self) -> bytes:
         while (end := self._buffer.find(b"\n")) < 0:

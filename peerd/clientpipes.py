@@ -38,17 +38,21 @@ def open_again(fd: int) -> tuple[int, bool]:
     return fd, False
 
 
-def wait(fds: "Sequence[int]", watched: int) -> list[int]:
+def wait(fds: "Sequence[int]", watched: int, limit: float | None) -> list[int]:
     """Wait until something can be read; from which descriptors, none where the reader of a pipe has gone meanwhile.
 
     :param watched: our end of that pipe, or -1
+    :param limit: seconds
+    :raises TimeoutError: when nothing could be read by then
     """
     poll = select.poll()
     for fd in fds:
         poll.register(fd, select.POLLIN)
     if watched >= 0:
         poll.register(watched, 0)
-    ready = [fd for fd, _ in poll.poll()]
+    ready = [fd for fd, _ in poll.poll(limit and limit * 1000)]
+    if not ready:
+        raise TimeoutError
     if ready == [watched]:
         poll.unregister(watched)
         ready = [fd for fd, _ in poll.poll(_LAST_WORDS)]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from peerd import network, protocol
+from peerd import client, deploy, network, protocol
 from peerd.client import _ATTEMPTS
 from peerd.connection import Connection
 from peerd.messages import MAX_OUTPUT, NARROW_WINDOW, WINDOW
@@ -378,6 +378,51 @@ def test_input_that_was_not_taken_for_good_is_kept(tmp_path: Path, newest: int, 
                 assert await client.ended() == (0, b"", b"")
 
     asyncio.run(main())
+
+
+def impatient(monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+    """Have the program wait no longer than for a moment."""
+    monkeypatch.setattr("unit.test_client.MAIN", f"from peerd import client; client.{limit} = 0.1; {MAIN}")
+
+
+def test_a_daemon_that_does_not_answer_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    impatient(monkeypatch, "_GREETING_LIMIT")
+
+    async def hang(link: Connection) -> None:
+        while await link.receive():
+            pass
+        link.close()
+
+    async def main() -> None:
+        async with unix_server(hang, tmp_path / "socket") as path:
+            status, _, err = await (await program(path, "version")).ended()
+            assert (status, err.splitlines()[0]) == (255, b"peerd does not answer")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("output", [b"", b"so far"])
+def test_a_daemon_that_does_not_answer_who_comes_back_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: bytes
+) -> None:
+    impatient(monkeypatch, "_RETURN_LIMIT")
+
+    async def main() -> None:
+        async with called(tmp_path, "execOnPeer") as client:
+            begin(client)
+            if output:
+                await shown(client, output)
+            client.wire.link.close()
+            await client.wire.link.finish()
+            client.wire = await client.wires.get()
+            status, out, err = await client.ended()
+            assert (status, out, err.splitlines()[0]) == (255, output, b"peerd does not answer")
+
+    asyncio.run(main())
+
+
+def test_who_comes_back_waits_as_long_as_a_deploy_takes() -> None:
+    assert client._RETURN_LIMIT >= deploy._PATIENCE
 
 
 RECORD = {"outcome": "exited", "exit_status": 3}
