@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncGenerator, Sequence
-from typing import Any
 
 from peerd import records, remote
 from peerd.answer import Answer
@@ -15,7 +14,7 @@ from peerd.errors import Code, PeerdError
 from peerd.node import Node
 from peerd.peers import Peer
 from peerd.records import Query, Record
-from peerd.session import Session
+from peerd.session import Session, unless
 
 _CHUNK = 64 * 1024
 _MAX_LINE = 512 * 1024
@@ -59,7 +58,7 @@ class Reader:
             assert process.stdout
             assert process.stderr
             rest = b""
-            while chunk := await _unless(stops, process.stdout.read(_CHUNK)):
+            while chunk := await unless(stops, process.stdout.read(_CHUNK)):
                 *whole, rest = (rest + chunk).split(b"\n")
                 if len(rest) > _MAX_LINE:
                     raise PeerdError(Code.INTERNAL, reason="a record of the journal is too long")
@@ -116,7 +115,7 @@ class Logs:
             async with self._node.pool.borrow(target.ip_address) as link:
                 await link.send("getLog", query.to_wire())
                 while not _any(stops):
-                    frame = await _unless(stops, link.receive())
+                    frame = await unless(stops, link.receive())
                     if _any(stops):
                         break
                     if frame is None:
@@ -140,17 +139,3 @@ class Logs:
 
 def _any(stops: Stops) -> bool:
     return any(stop.is_set() for stop in stops)
-
-
-async def _unless(stops: Stops, work: Any) -> Any:
-    """What a coroutine returns, or None when one of the events was set first."""
-    working, *waits = [asyncio.ensure_future(awaited) for awaited in (work, *(stop.wait() for stop in stops))]
-    try:
-        await asyncio.wait((working, *waits), return_when=asyncio.FIRST_COMPLETED)
-        return None if _any(stops) else working.result()
-    finally:
-        for task in (working, *waits):
-            task.cancel()
-        await asyncio.wait((working, *waits))
-        if working.done() and not working.cancelled():
-            working.exception()

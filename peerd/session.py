@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -161,10 +161,10 @@ class Session:
     hearing: Hearing | None = None
 
 
-async def unless_cancelled(session: Session, work: Coroutine[Any, Any, T]) -> T | None:
-    """The result of this work; None where the caller took it back before."""
+async def unless(stops: Sequence[asyncio.Event], work: Coroutine[Any, Any, T]) -> T | None:
+    """The result of this work; None where one of these events was set before."""
     working = asyncio.create_task(work)
-    waits = [asyncio.create_task(event.wait()) for event in (session.cancel, session.gone)]
+    waits = [asyncio.create_task(event.wait()) for event in stops]
     try:
         await asyncio.wait((working, *waits), return_when=asyncio.FIRST_COMPLETED)
         return working.result() if working.done() else None
@@ -172,3 +172,11 @@ async def unless_cancelled(session: Session, work: Coroutine[Any, Any, T]) -> T 
         for task in (working, *waits):
             task.cancel()
         await asyncio.wait((working, *waits))
+        if not working.cancelled():
+            # What becomes of it now is nobody's.
+            working.exception()
+
+
+async def unless_cancelled(session: Session, work: Coroutine[Any, Any, T]) -> T | None:
+    """The result of this work; None where the caller took it back before."""
+    return await unless((session.cancel, session.gone), work)

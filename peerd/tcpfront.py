@@ -25,7 +25,7 @@ from peerd.peers import Peer
 from peerd.protocol import Frame
 from peerd.records import Query
 from peerd.refusals import Refusals
-from peerd.session import Caller, Session
+from peerd.session import Caller, Session, unless
 
 T = TypeVar("T")
 _IDLE_LIMIT = 300.0
@@ -311,14 +311,7 @@ def _digest(value: object) -> str:
 
 async def _while_there(talk: Conversation, work: Coroutine[Any, Any, T]) -> T:
     """The result of this work, unless the caller goes before."""
-    working = asyncio.create_task(work)
-    gone = asyncio.create_task(talk.gone.wait())
-    try:
-        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
-        if gone.done():
-            raise ConnectionError("the caller is gone")
-        return working.result()
-    finally:
-        working.cancel()
-        gone.cancel()
-        await asyncio.wait((working, gone))
+    result = await unless((talk.gone,), work)
+    if result is None:
+        raise ConnectionError("the caller is gone")
+    return result
