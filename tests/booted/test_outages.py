@@ -270,6 +270,24 @@ def test_a_worker_whose_address_changes_is_told_why_and_let_in_when_approved(lab
     assert registry(vps) == PEERS
 
 
+# In logind's place, for as long as it takes to say that the machine woke up.
+WAKE = """
+import asyncio
+from dbus_next import BusType, Message
+from dbus_next.aio import MessageBus
+
+async def main():
+    bus = await MessageBus(bus_type=BusType.SYSTEM).connect()
+    await bus.request_name("org.freedesktop.login1")
+    path, interface = "/org/freedesktop/login1", "org.freedesktop.login1.Manager"
+    await bus.send(Message.new_signal(path, interface, "PrepareForSleep", "b", [False]))
+    # Which is answered once what was sent before has been passed on.
+    await bus.introspect("org.freedesktop.DBus", "/org/freedesktop/DBus")
+
+asyncio.run(main())
+"""
+
+
 def test_a_machine_that_wakes_up_looks_at_its_connections(lab: Lab) -> None:
     """Waking up, in its parts: a machine that slept for longer than its leader waited, and the word of logind."""
     vps, laptop = lab["vps"], lab["laptop"]
@@ -285,7 +303,16 @@ def test_a_machine_that_wakes_up_looks_at_its_connections(lab: Lab) -> None:
             f"dbus-send --system --type=signal --dest={name} /org/freedesktop/login1 "
             "org.freedesktop.login1.Manager.PrepareForSleep boolean:false"
         )
-    laptop.wait_until("journalctl -q -t peerd -o cat --no-pager | grep '^This machine has slept'")
+    said = "journalctl -q -t peerd -o cat --no-pager | grep '^This machine has slept'"
+    wait_for_peers(vps)
+    # Whoever sends it to peerd alone may be anybody.
+    assert not laptop.ok(said)
+    laptop.run("systemctl mask --runtime --now systemd-logind")
+    try:
+        laptop.run(["python3", "-c", WAKE])
+        laptop.wait_until(said)
+    finally:
+        laptop.run("systemctl unmask --runtime systemd-logind")
     wait_for_peers(vps)
     assert vps.out(d("--shellCmd", "hostname", peer="laptop")) == "laptop"
 
