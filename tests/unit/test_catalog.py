@@ -59,17 +59,20 @@ def _entry(event: Event) -> str:
     return " ".join(ENTRIES[event.value.message_id].split())
 
 
+_REFUSE = ("_refusal", "_stranger", "_unwelcome")
+
+
 def test_every_reason_for_refusing_a_connection_has_its_advice() -> None:
     functions = [
         node
         for node in ast.walk(ast.parse((ROOT / "peerd/tcpfront.py").read_text()))
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name in ("_refusal", "_stranger")
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name in _REFUSE
     ]
     returned = [node.value for function in functions for node in ast.walk(function) if isinstance(node, ast.Return)]
     reasons = {
         node.value for value in returned if value for node in ast.walk(value) if isinstance(node, ast.Constant)
     } - {""}
-    assert len(reasons) == 5
+    assert len(reasons) == 6
     assert set(re.findall('"(.+?)"', _entry(Event.CONNECTION_REFUSED))) == reasons
 
 
