@@ -343,7 +343,7 @@ def test_input_goes_on_where_the_command_had_it(tmp_path: Path, store: FakeStore
 
 @pytest.mark.parametrize("restart", [False, True])
 def test_who_comes_back_to_a_command_that_reads_no_more_hears_the_rest(
-    tmp_path: Path, store: FakeStore, fifo: int, restart: bool
+    tmp_path: Path, store: FakeStore, fifo: int, restart: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main() -> None:
         listener = Listener()
@@ -352,10 +352,19 @@ def test_who_comes_back_to_a_command_that_reads_no_more_hears_the_rest(
             one = await executor.launch(asked, CALLER)
             await listener.heard_first(executor, b"up\n")
             listener.given = b"not read"
+            assert one.input is not None
+            closed, close = asyncio.Event(), one.input._closed
+
+            def note() -> None:
+                close()
+                closed.set()
+
+            monkeypatch.setattr(one.input, "_closed", note)
             attending = asyncio.create_task(listener.attend(executor))
+            # What is given is written to nobody at its own pace.
+            await closed.wait()
             os.write(fifo, b"go on\n")
             await listener.heard_first(executor, b"more\n")
-            assert one.input is not None
             assert not one.input.is_open()
             attending.cancel()
             await asyncio.gather(attending, return_exceptions=True)
