@@ -16,8 +16,8 @@ from typing import Any
 import click
 
 from peerd.commands import BY_NAME, COMMANDS, Command, Option
-from peerd.errors import EXIT_FAILURE, EXIT_USAGE, KINDS, Code
-from peerd.render import complete_record, event_line
+from peerd.errors import EXIT_FAILURE, EXIT_USAGE, Code
+from peerd.render import complete_record, event_line, no_result
 
 PROG = "d"
 COMPLETE = "--complete"
@@ -202,9 +202,7 @@ def _complain(*lines: str, code: Code, asked: Invocation) -> Reply:
     """Why there is nobody to do what was asked; also as a record where that was to be printed."""
     told, nothing = "", bytearray()
     if asked.json and BY_NAME[asked.command].record:
-        why = {"code": code.value, "message": lines[0], "hints": lines[1:]}
-        outcome = KINDS[code].outcome.value
-        record: dict[str, object] = {"exec_id": None, "outcome": outcome, "exit_status": EXIT_FAILURE, "error": why}
+        record = no_result(code.value, lines)
         told = event_line("result", record) if asked.stream else complete_record(record, nothing, nothing)
     return Reply(told, "\n  ".join(lines) + "\n", EXIT_FAILURE)
 

@@ -128,9 +128,9 @@ class _Call:
         """Say why there is no result, also in the record where one was to be printed; the exit status."""
         _complain(sentence, hint)
         if self._collected is not None:
-            error = {"code": "lost", "message": sentence, "hints": [hint]}
-            record = {"exec_id": self._exec_id or None, "outcome": "lost", "exit_status": EXIT_FAILURE, "error": error}
-            self._print_record(record)
+            from peerd.render import no_result
+
+            self._print_record(no_result("lost", (sentence, hint), self._exec_id))
         return EXIT_FAILURE
 
     def converse(self) -> int:

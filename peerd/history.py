@@ -162,7 +162,7 @@ class History:
         """The command with this id on one side; None where there is none that can be read."""
         self.catch_up()
         if waits := self._waiting.get((side, exec_id)):
-            return Entry(side, waits[_PEER], Job.from_wire(json.loads(waits[_JOB])))
+            return _entry(side, waits[_PEER], waits[_JOB])
         try:
             row = self._database.execute_sql(_GET, (exec_id, side)).fetchone()
         except (sqlite3.DatabaseError, peewee.DatabaseError):
@@ -187,13 +187,13 @@ class History:
         self.catch_up()
         rows = self._rows
         query = rows.select(rows.side, rows.peer, rows.job).where(rows.started >= since_usec)
-        wanted = {rows.side: side, rows.peer: peer, rows.outcome: outcome, rows.detached: detached}
+        wanted = {rows.side: side, rows.peer: peer, rows.outcome: outcome}
         for column, value in wanted.items():
             if value is not None:
                 query = query.where(column == value)
-        if detached:
+        if detached is not None:
             # As the index has it, which is of use only then.
-            query = query.where(rows.detached)
+            query = query.where(rows.detached if detached else ~rows.detached)
         try:
             found = self._database.execute(query.order_by(rows.started.desc()).limit(limit)).fetchall()
         except (sqlite3.DatabaseError, peewee.DatabaseError) as error:

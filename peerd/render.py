@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from peerd.commands import Command
-from peerd.errors import PeerdError
+from peerd.errors import KINDS, Code, PeerdError
 from peerd.job import Job
 from peerd.validate import printable
 
@@ -84,6 +84,17 @@ def complete_record(record: dict[str, object], stdout: bytearray, stderr: bytear
         text = encoded(bytes(data))
         record |= {stream: text["data"], f"{stream}_encoding": text["encoding"], f"{stream}_bytes": len(data)}
     return json.dumps(record, indent=2) + "\n"
+
+
+def no_result(code: str, lines: Sequence[str], exec_id: str = "") -> dict[str, object]:
+    """The record of a command of whose end there is nobody to tell.
+
+    :param code: the error
+    :param lines: what people are told: a sentence, and hints
+    """
+    kind = KINDS[Code(code)]
+    error = {"code": code, "message": lines[0], "hints": list(lines[1:])}
+    return {"exec_id": exec_id or None, "outcome": kind.outcome.value, "exit_status": kind.exit_status, "error": error}
 
 
 def record(job: Job) -> dict[str, object]:
