@@ -551,6 +551,16 @@ def to(
     return Message(name, path, "org.freedesktop.DBus.Peer", "Ping", kind, signature=signature, body=list(body))
 
 
+async def let_go(client: Client, message: Message) -> None:
+    """Send a message with a descriptor, and see that who gets it closes that."""
+    reading, writing = os.pipe()
+    message.unix_fds = [writing]
+    await client.bus.send(message)
+    os.close(writing)
+    assert await read_all(reading) == b""
+    os.close(reading)
+
+
 TOO_LARGE = [("ay", bytes(busreader.LARGEST)), ("au", [1] * busreader.MOST_VALUES)]
 
 
@@ -573,13 +583,7 @@ def test_a_signal_that_is_too_large_is_not_heard_and_its_descriptors_are_closed(
 ) -> None:
     async def main() -> None:
         async with bounded(daemon) as (connection, client, heard):
-            signal = to(connection, f"{signature}h", value, 0, kind=MessageType.SIGNAL)
-            reading, writing = os.pipe()
-            signal.unix_fds = [writing]
-            await client.bus.send(signal)
-            os.close(writing)
-            assert await read_all(reading) == b""
-            os.close(reading)
+            await let_go(client, to(connection, f"{signature}h", value, 0, kind=MessageType.SIGNAL))
             await client.bus.call(to(connection))
             assert (await heard.get()).message_type is MessageType.METHOD_CALL
             assert heard.empty()
@@ -590,13 +594,7 @@ def test_a_signal_that_is_too_large_is_not_heard_and_its_descriptors_are_closed(
 def test_a_message_whose_path_is_too_long_is_passed_over(daemon: MessageDaemon) -> None:
     async def main() -> None:
         async with bounded(daemon) as (connection, client, heard):
-            reading, writing = os.pipe()
-            long = to(connection, "sh", "x" * 400_000, 0, path="/a" * 300_000)
-            long.unix_fds = [writing]
-            await client.bus.send(long)
-            os.close(writing)
-            assert await read_all(reading) == b""
-            os.close(reading)
+            await let_go(client, to(connection, "sh", "x" * 400_000, 0, path="/a" * 300_000))
             await client.bus.call(to(connection))
             assert (await heard.get()).path == "/"
             assert heard.empty()

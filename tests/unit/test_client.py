@@ -630,49 +630,37 @@ def test_a_signal_that_is_ignored_stays_so(tmp_path: Path, name: str) -> None:
     asyncio.run(main())
 
 
+@asynccontextmanager
+async def unread(directory: Path, output: bytes) -> AsyncIterator[Client]:
+    """`d`, whose reader has gone once it had this output."""
+    with pipe() as (read, write):
+        async with called(directory, "execOnPeer", stdout=write) as client:
+            os.close(write)
+            begin(client)
+            if output:
+                client.wire.link.post("output", {"stream": "stdout"}, output)
+                await readable(read)
+            os.close(read)
+            yield client
+
+
 def test_a_reader_that_has_gone_is_noticed_also_where_nothing_more_comes(tmp_path: Path) -> None:
     async def main() -> None:
-        with pipe() as (read, write):
-            async with called(tmp_path, "execOnPeer", stdout=write) as client:
-                os.close(write)
-                begin(client)
-                client.wire.link.post("output", {"stream": "stdout"}, b"one\n")
-                await readable(read)
-                os.close(read)
-                assert (await client.ended())[0] == 128 + signal.SIGPIPE
-                assert await client.wire.link.receive() is None
+        async with unread(tmp_path, b"one\n") as client:
+            assert (await client.ended())[0] == 128 + signal.SIGPIPE
+            assert await client.wire.link.receive() is None
 
     asyncio.run(main())
 
 
-def test_a_reader_that_wanted_no_more_than_it_got_has_not_gone_too_soon(tmp_path: Path) -> None:
+@pytest.mark.parametrize("output", [b"", b"one\n"])
+def test_a_reader_that_wanted_no_more_than_it_got_is_no_matter(tmp_path: Path, output: bytes) -> None:
     async def main() -> None:
-        with pipe() as (read, write):
-            async with called(tmp_path, "execOnPeer", stdout=write) as client:
-                os.close(write)
-                begin(client)
-                client.wire.link.post("output", {"stream": "stdout"}, b"one\n")
-                await readable(read)
-                os.close(read)
-                client.wire.link.post("output", {"stream": "stderr"}, b"done")
-                await client.running.spoke.wait()
-                client.wire.link.post("exit", {"status": 3})
-                assert await client.ended() == (3, b"", b"done")
-
-    asyncio.run(main())
-
-
-def test_a_reader_that_has_gone_before_there_is_anything_to_read_is_no_matter(tmp_path: Path) -> None:
-    async def main() -> None:
-        with pipe() as (read, write):
-            async with called(tmp_path, "execOnPeer", stdout=write) as client:
-                os.close(write)
-                os.close(read)
-                begin(client)
-                client.wire.link.post("output", {"stream": "stderr"}, b"done")
-                await client.running.spoke.wait()
-                client.wire.link.post("exit", {"status": 3})
-                assert await client.ended() == (3, b"", b"done")
+        async with unread(tmp_path, output) as client:
+            client.wire.link.post("output", {"stream": "stderr"}, b"done")
+            await client.running.spoke.wait()
+            client.wire.link.post("exit", {"status": 3})
+            assert await client.ended() == (3, b"", b"done")
 
     asyncio.run(main())
 

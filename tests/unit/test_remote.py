@@ -160,14 +160,20 @@ def test_a_caller_that_pauses_keeps_nobody_waiting_and_misses_nothing(lost: bool
     asyncio.run(main())
 
 
+async def ran(caller: Calling) -> Wire:
+    """Have a command run to its end; its connection."""
+    running = caller.execute()
+    wire = await caller.target("execRequest")
+    wire.link.post("result", DONE)
+    assert (await running).exit_status == 3
+    return wire
+
+
 def test_a_target_is_told_that_all_was_heard_once_it_was() -> None:
     async def main() -> None:
         hearing = Hearing()
         async with calling(hearing=hearing) as caller:
-            running = caller.execute()
-            wire = await caller.target("execRequest")
-            wire.link.post("result", DONE)
-            assert (await running).exit_status == 3
+            wire = await ran(caller)
             # Meanwhile the connection is nobody else's.
             async with caller.pool.borrow("127.0.0.4") as other:
                 await other.send("ping")
@@ -185,10 +191,7 @@ def test_a_target_is_not_told_so_where_nobody_knows() -> None:
     async def main() -> None:
         hearing = Hearing()
         async with calling(hearing=hearing) as caller:
-            running = caller.execute()
-            wire = await caller.target("execRequest")
-            wire.link.post("result", DONE)
-            assert (await running).exit_status == 3
+            wire = await ran(caller)
             with pytest.raises(ConnectionError):
                 async with hearing:
                     raise ConnectionError("the caller is gone")

@@ -737,13 +737,14 @@ def test_a_worker_that_was_started_just_now_knows_who_comes_back_once_its_leader
     asyncio.run(main())
 
 
-async def book_told(leader: FakePeers, *peers: Peer) -> None:
-    """Let a worker register, and tell it of these peers."""
+async def book_told(leader: FakePeers, *peers: Peer) -> Wire:
+    """Let a worker register, and tell it of these peers; the connection over which it did."""
     registering = await leader.links.get()
     await registering.expect("registerPeer")
     registering.link.post("registered", {"peer_id": "desktop"})
     registering.link.post("reply", {"count": len(peers)})
     registering.link.post("peers", {"peers": [peer.to_wire() for peer in peers]})
+    return registering
 
 
 @pytest.mark.parametrize("told", ["before", "meanwhile"])
@@ -853,28 +854,18 @@ def test_a_peer_that_deletes_itself_has_the_answer() -> None:
     asyncio.run(main())
 
 
-async def admitted(leader: FakePeers, *known: Peer) -> Wire:
-    """Play the leader of a worker that registers, and tell it of these peers."""
-    registering = await leader.links.get()
-    await registering.expect("registerPeer")
-    registering.link.post("registered", {"peer_id": "desktop"})
-    registering.link.post("reply", {"count": len(known)})
-    registering.link.post("peers", {"peers": [peer.to_wire() for peer in known]})
-    return registering
-
-
 @pytest.mark.parametrize("how", ["removed", "missing", "this machine deleted"])
 def test_the_connections_of_who_is_no_peer_any_more_end_on_workers(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         vps, worker = Peer("vps", "127.0.0.1"), Identity("worker", "desktop", "127.0.0.1")
         heard = asyncio.Event()
         async with FakePeers().serving() as leader:
-            admitting = asyncio.create_task(admitted(leader, LAPTOP, vps))
+            admitting = asyncio.create_task(book_told(leader, LAPTOP, vps))
             async with busy(monkeypatch, identity=worker, port=leader.port) as (remote, wires):
                 link = (await admitting).link
                 # The same again, and news of others, are no reason to end anything.
                 link.close()
-                link = (await admitted(leader, LAPTOP)).link
+                link = (await book_told(leader, LAPTOP)).link
                 remote.node._changed = lambda: heard.set() if remote.node.book.by_id("vps") else None
                 link.post("peers", {"peers": [vps.to_wire()]})
                 await heard.wait()
@@ -884,7 +875,7 @@ def test_the_connections_of_who_is_no_peer_any_more_end_on_workers(how: str, mon
                     link.post("peerRemoved", {"peer_id": "laptop"})
                 elif how == "missing":
                     link.close()
-                    await admitted(leader, vps)
+                    await book_told(leader, vps)
                 else:
                     link.post("error", PeerdError(Code.DELETED, peer="desktop").to_wire())
                 for wire in wires:
@@ -898,12 +889,12 @@ def test_the_peers_of_one_leader_keep_their_connections_when_a_machine_goes_to_a
 ) -> None:
     async def main() -> None:
         async with FakePeers().serving() as leader:
-            admitting = asyncio.create_task(admitted(leader, LAPTOP))
+            admitting = asyncio.create_task(book_told(leader, LAPTOP))
             worker = Identity("worker", "desktop", "127.0.0.3")
             async with busy(monkeypatch, identity=worker, port=leader.port) as (remote, wires):
                 await admitting
                 moving = asyncio.create_task(remote.node.become(replace(worker, leader_address="127.0.0.5")))
-                await admitted(leader, Peer("vps", "127.0.0.5"))
+                await book_told(leader, Peer("vps", "127.0.0.5"))
                 assert await moving is None
                 for wire in wires[:2]:
                     assert (await wire.ask("ping")).type == "pong"
