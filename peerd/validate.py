@@ -29,7 +29,7 @@ _MAX_SHOWN = 80
 _FIRST = 1.0
 """A time before anything happened: 0 says that none is given, and systemd knows none before the epoch."""
 _PEER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-_USER = re.compile(r"[a-z_][a-z0-9_.-]{0,30}\$?")
+_USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]{0,254}\$?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
 _SIZE = re.compile(r"([0-9]{1,18})([KMGT]?)")
 _PERCENT = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)%?")
@@ -176,7 +176,7 @@ def seconds(value: object) -> float:
 
 
 def user(value: object) -> str:
-    """The name of a user (useradd(8))."""
+    """A name that a user may have; whether one has it, the user database knows."""
     if not isinstance(value, str) or not _USER.fullmatch(value):
         raise ValueError(f"not a user name: {shown(value)}")
     return value

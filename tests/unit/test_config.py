@@ -159,7 +159,7 @@ def test_an_unknown_section_is_refused_because_it_may_be_meant_as_a_policy(secti
         ("[allow a]\npeers = *\ndirektories = /\n", "x.conf: [allow a]: unknown setting 'direktories'"),
         ("[allow a]\npeers = *\ndirectories = srv\n", "x.conf: directories: directory must be an absolute path"),
         ("[allow a]\npeers = *\nusers =\n", "x.conf: users: must not be empty"),
-        ("[allow a]\npeers = *\nusers = Root\n", "x.conf: users: not a user name"),
+        ("[allow a]\npeers = *\nusers = a:b\n", "x.conf: users: not a user name"),
         ("[allow a]\npeers = *\nprograms = git 'pull\n", "x.conf: programs: No closing quotation"),
         ("[allow a]\npeers = *\nprograms = ... git\n", "x.conf: programs: not a program"),
         ("[allow a]\npeers = *\nprograms = git ... pull\n", "x.conf: programs: not a program"),

@@ -30,6 +30,17 @@ def test_anything_else_is_no_peer_id(text: str) -> None:
     assert str(caught.value).isprintable()
 
 
+@pytest.mark.parametrize("text", ["root", "_apt", "Bob.Big", "a" * 32, "ann@example.org", "machine$", "0day"])
+def test_a_user_name_is_what_a_user_database_may_have(text: str) -> None:
+    assert validate.user(text) == text
+
+
+@pytest.mark.parametrize("text", ["", "-x", "+x", ".", "a b", "a:b", "a/b", "a\n", "a\0", "a" * 257, "a$b", "*"])
+def test_anything_else_is_no_user_name(text: str) -> None:
+    with pytest.raises(ValueError, match="not a user name"):
+        validate.user(text)
+
+
 @pytest.mark.parametrize("text", ["0" * 16, "f" * 32, "0123456789abcdef"])
 def test_an_exec_id_is_16_to_32_hexadecimal_digits(text: str) -> None:
     assert validate.exec_id(text) == text
