@@ -27,6 +27,7 @@ import gc
 import marshal
 import os
 import resource
+import stat
 import time
 from _socket import AF_UNIX, CMSG_SPACE, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOCK_STREAM, SOL_SOCKET, socket, socketpair
 from _struct import Struct
@@ -54,10 +55,6 @@ OOM_SPARE = b"-1000"
 NOT_FOUND = (errno.ENOENT, errno.ENOTDIR)
 RECEIVED = 64 * 1024
 IGNORED_BY_SPAWNER = (signal.SIGCHLD, signal.SIGINT)
-# The stop of a scope signals all of its processes; the gate must outlive them to report.
-KEPT_FROM_GATE = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
-# Python itself ignores the last two.
-DEFAULTED = (*KEPT_FROM_GATE, signal.SIGPIPE, signal.SIGXFSZ)
 
 
 def receive_request(control: socket) -> tuple[dict[str, Any], tuple[int, ...]] | None:
@@ -90,8 +87,9 @@ def gate(channel: socket) -> NoReturn:
     """Wait for a command and for its release, start it, and report how it ended. Runs in a forked child."""
     os.setsid()
     os.umask(LOGIN_UMASK)
+    # The stop of a scope, and whoever signals one, means all of its processes; the gate must outlive them to report.
     # What comes before the command runs waits here, to be passed on to it.
-    signal.pthread_sigmask(signal.SIG_BLOCK, KEPT_FROM_GATE)
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     for number in IGNORED_BY_SPAWNER:
         signal.signal(number, signal.SIG_DFL)
     daemons, ours = socketpair(AF_UNIX, SOCK_STREAM)
@@ -149,18 +147,22 @@ def run(control: socket, request: dict[str, Any], streams: tuple[int, ...]) -> i
 
 
 def spawn(request: dict[str, Any], streams: tuple[int, ...]) -> int:
-    """Start the command, by posix_spawn(3), which copies nothing of this process; its pid.
+    """Start the command in a session of its own, by posix_spawn(3), which copies nothing of this process; its pid.
 
     The signals 32 and 33, which the GNU C library keeps to itself, are ignored by what that starts.
 
     :raises OSError: when it cannot be executed
     """
     argv, environment = request["argv"], request["environment"]
-    paths = [argv[0]] if "/" in argv[0] else [f"{path}/{argv[0]}" for path in os.get_exec_path(environment)]
+    paths = [argv[0]] if "/" in argv[0] else [f"{path or '.'}/{argv[0]}" for path in os.get_exec_path(environment)]
     actions = [(os.POSIX_SPAWN_DUP2, fd, target) for target, fd in enumerate(streams)]
     problem = OSError(errno.ENOENT, os.strerror(errno.ENOENT))
     try:
         if "uid" in request:
+            for fd in streams:
+                # What is open cannot be opened once more, as /dev/stderr is, by who does not own it.
+                if stat.S_ISFIFO(os.fstat(fd).st_mode):
+                    os.fchown(fd, request["uid"], request["gid"])
             # Who a process really is, it is all over by POSIX_SPAWN_RESETIDS and exec (credentials(7)).
             os.setgroups(request["groups"])
             os.setresgid(request["gid"], 0, 0)
@@ -173,8 +175,9 @@ def spawn(request: dict[str, Any], streams: tuple[int, ...]) -> int:
                     environment,
                     file_actions=actions,
                     resetids=True,
+                    setsid=True,
                     setsigmask=(),
-                    setsigdef=DEFAULTED,
+                    setsigdef=signal.valid_signals(),
                 )
             except OSError as error:
                 # As execvp(3): what is found and cannot be executed matters more than what is not found.

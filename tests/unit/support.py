@@ -338,7 +338,7 @@ class FakeExecutor(Executor):
 
 
 class FakeScopes(ScopeManager):
-    """Takes systemd's place: a scope is the session of its gate.
+    """Takes systemd's place: a scope is its gate, and what has the id of its command in the environment.
 
     :ivar calls: what was asked for, in order
     :ivar refuse: why starts are refused, or ""
@@ -393,8 +393,13 @@ class FakeScopes(ScopeManager):
     @classmethod
     def members(cls, name: str) -> list[int]:
         """The processes in a scope, as :func:`peerd.scopes.processes`."""
-        gate = cls.all_gates[name]
-        return [pid for pid, (_, session, _) in _processes().items() if gate in (pid, session)]
+        mark = b"PEERD_EXEC_ID=" + name.removeprefix("peerd-exec-").removesuffix(".scope").encode()
+        found = []
+        for pid in _processes():
+            with contextlib.suppress(OSError):
+                if pid == cls.all_gates[name] or mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                    found.append(pid)
+        return found
 
     def kill(self, name: str, number: signal.Signals = signal.SIGTERM) -> None:
         """Signal all of a scope. The gate ignores SIGTERM and lives to report."""

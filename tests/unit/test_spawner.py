@@ -12,7 +12,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -66,6 +66,13 @@ class Made:
         report.pop("at", None)
         return report
 
+    def signal(self, number: signal.Signals) -> None:
+        """Signal the gate and what it started, as the stop of a scope does."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
+        for pid in (self.pid, *map(int, children.split())):
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
     async def output(self, stream: str = "stdout") -> bytes:
         """All that comes out until the pipe closes."""
         return await read_all(self.read[stream])
@@ -77,12 +84,13 @@ async def gate(
     argv: Sequence[str],
     directory: str = "/",
     environment: Mapping[str, str] = ENVIRONMENT,
+    user: Mapping[str, object] | None = None,
 ) -> Made:
     """A gate that waits to be released."""
     taken = await spawner.take()
     made = Made(stack, taken)
     try:
-        await taken.prepare(argv, directory, environment, made.given)
+        await taken.prepare(argv, directory, environment, made.given, user)
     finally:
         made.let_go()
     return made
@@ -96,11 +104,15 @@ async def stocked(spawner: Spawner) -> Gate:
 
 
 async def finished(
-    spawner: Spawner, argv: Sequence[str], directory: str = "/"
+    spawner: Spawner,
+    argv: Sequence[str],
+    directory: str = "/",
+    environment: Mapping[str, str] = ENVIRONMENT,
+    user: Mapping[str, object] | None = None,
 ) -> tuple[dict[str, object], bytes, bytes]:
     """Run a command: the report, its stdout and its stderr."""
     with ExitStack() as stack:
-        made = await gate(spawner, stack, argv, directory)
+        made = await gate(spawner, stack, argv, directory, environment, user)
         made.control.send(b"\n")
         out, err = await made.output(), await made.output("stderr")
         report = await made.report()
@@ -147,10 +159,48 @@ def test_a_signal_that_ends_a_command_is_reported(spawner: Spawner, number: sign
     assert os.WTERMSIG(status) == number
 
 
+@pytest.mark.parametrize("number", sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}))
+def test_a_command_may_signal_its_process_group_and_the_gate_lives(spawner: Spawner, number: int) -> None:
+    report, out, _ = shell(spawner, f"trap 'echo caught' {number}; kill -{number} -$$; exit 5")
+    assert (report, out) == ({"status": 5 << 8}, b"caught\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGALRM, signal.SIGABRT, signal.SIGRTMIN, signal.SIGUSR1])
+def test_a_gate_outlives_signals_to_all_of_a_scope(spawner: Spawner, number: signal.Signals) -> None:
+    async def main() -> None:
+        with ExitStack() as stack:
+            made = await gate(spawner, stack, ["/bin/sh", "-c", "echo up; exec sleep 1000"])
+            made.control.send(b"\n")
+            await readable(made.read["stdout"])
+            made.signal(number)
+            report = await made.report()
+            assert report is not None
+            assert os.WTERMSIG(int(str(report["status"]))) == number
+
+    asyncio.run(main())
+
+
 def test_output_goes_where_it_belongs_byte_for_byte(spawner: Spawner) -> None:
     report, out, err = shell(spawner, "printf 'a\\0b\\377\\n'; printf 'c\\r\\n' >&2")
     assert report == {"status": 0}
     assert (out, err) == (b"a\0b\xff\n", b"c\r\n")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may run a command as somebody else")
+def test_another_user_may_open_the_standard_streams_by_their_names(spawner: Spawner) -> None:
+    argv = ["/bin/sh", "-c", "echo out >/dev/stdout; echo err >/dev/stderr; cat /dev/stdin; id -u"]
+    nobody = {"uid": 65534, "gid": 65534, "groups": [65534]}
+    report, out, err = asyncio.run(finished(spawner, argv, user=nobody))
+    assert (report, out, err) == ({"status": 0}, b"out\n65534\n", b"err\n")
+    assert os.stat(os.devnull).st_uid == 0
+
+
+def test_an_empty_element_of_path_is_the_current_directory(spawner: Spawner, tmp_path: Path) -> None:
+    program = tmp_path / "found-here"
+    program.write_text("#!/bin/sh\necho found\n")
+    program.chmod(0o755)
+    report, out, _ = asyncio.run(finished(spawner, ["found-here"], str(tmp_path), {"PATH": ":/usr/bin:/bin"}))
+    assert (report, out) == ({"status": 0}, b"found\n")
 
 
 def test_standard_input_is_at_its_end(spawner: Spawner) -> None:
@@ -213,7 +263,9 @@ def test_a_command_has_a_session_of_its_own_and_no_terminal(spawner: Spawner) ->
             made = await gate(spawner, stack, ["/bin/sh", "-c", "cut -d' ' -f5-7 /proc/self/stat"])
             made.control.send(b"\n")
             group, session, terminal = (await made.output()).split()
-            assert int(group) == int(session) == made.pid != os.getsid(0)
+            assert int(group) == int(session) != os.getsid(0)
+            # What it sends to its process group is not for the gate.
+            assert int(group) != made.pid
             assert int(terminal) == 0
             await made.report()
 
@@ -313,7 +365,7 @@ def test_a_gate_outlives_the_signals_that_stop_its_command(spawner: Spawner, num
             made.control.send(b"\n")
             await readable(made.read["stdout"])
             assert os.read(made.read["stdout"], 6) == b"ready\n"
-            os.killpg(made.pid, number)
+            made.signal(number)
             assert await made.report() == {"status": 9 << 8}
             assert await made.output() == b"caught\n"
 
@@ -326,7 +378,7 @@ def test_a_gate_that_is_killed_reports_nothing(spawner: Spawner) -> None:
             made = await gate(spawner, stack, ["/bin/sh", "-c", "exec >&- 2>&-; exec sleep 1000"])
             made.control.send(b"\n")
             assert await made.output() == b""
-            os.killpg(made.pid, signal.SIGKILL)
+            made.signal(signal.SIGKILL)
             assert await made.report() is None
 
     asyncio.run(main())
@@ -339,7 +391,7 @@ def test_the_pipes_close_when_the_command_closes_them(spawner: Spawner) -> None:
             made.control.send(b"\n")
             assert await made.output() == b"last\n"
             assert await made.output("stderr") == b""
-            os.killpg(made.pid, signal.SIGTERM)
+            made.signal(signal.SIGTERM)
             assert await made.report() == {"status": signal.SIGTERM}
 
     asyncio.run(main())
@@ -352,7 +404,7 @@ def test_that_a_command_runs_is_said_before_it_ends(spawner: Spawner) -> None:
             made.control.send(b"\n")
             assert await asyncio.get_running_loop().sock_recv(made.control, 4096) == STARTED
             await readable(made.read["stdout"])
-            os.killpg(made.pid, signal.SIGTERM)
+            made.signal(signal.SIGTERM)
             assert json.loads(await asyncio.get_running_loop().sock_recv(made.control, 4096))["status"] == 15
             made.control.shutdown(socket.SHUT_WR)
             assert await made.report() is None
@@ -367,7 +419,7 @@ def test_a_stop_that_comes_as_the_command_starts_is_not_lost(spawner: Spawner) -
                 made = await gate(spawner, stack, ["/bin/sleep", "1000"])
                 made.control.send(b"\n")
                 assert await asyncio.get_running_loop().sock_recv(made.control, 4096) == STARTED
-                os.killpg(made.pid, signal.SIGTERM)
+                made.signal(signal.SIGTERM)
                 report = json.loads(await asyncio.get_running_loop().sock_recv(made.control, 4096))
                 assert report["status"] == signal.SIGTERM
 
