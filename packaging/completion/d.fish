@@ -2,6 +2,8 @@
 
 function __d_complete
     set --local words (commandline --tokenize --cut-at-cursor --current-process)
-    d --complete $words[2..-1] (commandline --current-token --cut-at-cursor) 2>/dev/null
+    # Nothing that is offered has a quote in it, and the one that is still open belongs to no word.
+    set --local word (string replace --all --regex '[\'"\\\\]' '' -- (commandline --current-token --cut-at-cursor))
+    d --complete $words[2..-1] "$word" 2>/dev/null
 end
 complete --command d --no-files --arguments '(__d_complete)'

@@ -30,6 +30,7 @@ def test_tab_completes_commands_options_values_and_peers(desktop: Machine, shell
         ("d remotePull --peer l", "laptop"),
         ("d setPeerConfig --role w", "worker"),
         ("d execOnPeer --sh", "--shellCmd"),
+        ('d remotePull --peer \\"l', "laptop"),
         ("d remotePull --peer = l" if shell is BASH else "d remotePull --peer=l", one_word + "laptop"),
     ):
         typed = words if shell is FISH or not words.endswith(" ") else f"{words}''"
