@@ -91,6 +91,7 @@ def test_purge_leaves_the_machine_as_it_was(outsider: Machine, package: Path) ->
     install(outsider, package)
     outsider.run("d setPeerConfig --role leader --id outsider")
     outsider.run("d execOnPeer --peer outsider --directory / --shellCmd id")
+    outsider.run("d execOnPeer --peer outsider --directory / --detach --shellCmd 'sleep 3061'")
     outsider.run("mkdir /etc/peerd/peerd.conf.d/mine; touch /etc/peerd/peerd.conf.d/mine.conf")
     outsider.run("apt-get purge -y peerd", timeout=300)
     after = set(outsider.out(EVERYTHING).splitlines())
@@ -98,6 +99,7 @@ def test_purge_leaves_the_machine_as_it_was(outsider: Machine, package: Path) ->
     assert outsider.out("systemctl list-units --all --plain --no-legend 'peerd*'") == ""
     assert outsider.out("find / -xdev -name '*peerd*' -not -path '/root/*' -not -path '/var/log/*'") == ""
     assert not outsider.ok("test -e /run/peerd")
+    assert not outsider.ok("pgrep -f 'sleep 3061'")
     assert outsider.out("systemctl --failed --plain --no-legend") == ""
 
 
