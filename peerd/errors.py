@@ -145,7 +145,7 @@ KINDS: Mapping[Code, Kind] = {
         Outcome.LOST,
     ),
     Code.CUT_OFF: Kind(
-        "Cut off: {peer} went down while the command ran",
+        "Cut off: {peer} went down, or its peerd was stopped, while the command ran",
         ("How far it came is not known. It was not run again.",),
         Outcome.LOST,
     ),

@@ -266,7 +266,7 @@ def test_after_a_power_cut_a_command_is_lost_and_said_to_be(lab: Lab) -> None:
     found = desktop.run(f"d waitJob --job {job}", check=False)
     record = json.loads(found.stdout)
     assert (found.returncode, record["outcome"]) == (255, "lost")
-    assert found.stderr.startswith(b"Cut off: laptop went down while the command ran\n")
+    assert found.stderr.startswith(b"Cut off: laptop went down, or its peerd was stopped, while the command ran\n")
     assert "lost" in [entry["outcome"] for entry in json.loads(desktop.out("d history --limit 3"))]
 
 

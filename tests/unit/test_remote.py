@@ -612,7 +612,7 @@ def test_an_error_on_the_way_back_names_the_peer_as_it_is_known_here() -> None:
             wire = await caller.target("attachJob")
             wire.link.post("result", ExecResult.failure(PeerdError(Code.CUT_OFF, peer="liar")).to_wire())
             result = await running
-            assert str(result.error) == "Cut off: laptop went down while the command ran"
+            assert str(result.error) == "Cut off: laptop went down, or its peerd was stopped, while the command ran"
 
     asyncio.run(main())
 
