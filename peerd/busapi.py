@@ -273,8 +273,9 @@ def parameters(command: Command, arguments: list[object]) -> dict[str, object]:
     """
     leading = _leading(command)
     given = {name: value for name, value in zip(leading, arguments, strict=False) if (name, value) != (_SHELL_CMD, "")}
-    options = arguments[len(leading)] if len(arguments) > len(leading) else None
-    if isinstance(options, Mapping):
+    named = arguments[len(leading)] if len(arguments) > len(leading) else None
+    if isinstance(named, Mapping):
+        options = {name.replace("-", "_"): value for name, value in named.items()}
         refused = sorted({*leading, *_STREAMED} & options.keys())
         if refused:
             raise PeerdError(Code.USAGE, reason=f"{command.name}: no options here: {', '.join(refused)}")

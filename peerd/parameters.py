@@ -34,7 +34,8 @@ def check(name: str, given: object) -> dict[str, Any]:
     unknown = [key for key in pairs if key not in [*options, *rest]]
     missing = [key for key, option in options.items() if option.required and key not in pairs]
     if unknown or missing:
-        raise PeerdError(Code.USAGE, reason=f"{name}: unknown {unknown}, missing {missing}")
+        wrong = [f"unknown {validate.shown(key)}" for key in unknown] + [f"missing '{key}'" for key in missing]
+        raise PeerdError(Code.USAGE, reason=f"{name}: {', '.join(wrong)}")
     checked = {}
     for key, value in pairs.items():
         try:

@@ -93,6 +93,8 @@ def test_arguments_become_the_parameters_of_the_command() -> None:
     }
     assert "shell_cmd" not in busapi.parameters(command, ["vps", "/", "", {"argv": ["true"]}])
     assert busapi.parameters(BY_NAME["ping"], [{}]) == {}
+    deploy = BY_NAME["remoteDeployDaemon"]
+    assert busapi.parameters(deploy, ["vps", {"no-rollback": True}]) == {"peer": "vps", "no_rollback": True}
     assert busapi.parameters(BY_NAME["getPeerInfo"], ["vps"]) == {"peer": "vps"}
 
 
