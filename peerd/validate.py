@@ -35,18 +35,26 @@ _SIZE = re.compile(r"([0-9]{1,18})([KMGT]?)")
 _PERCENT = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)%?")
 _AGO = re.compile(r"-?([0-9]{1,9})([smhd])")
 _APP = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
-_UNIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9:_.-]*(?:@[A-Za-z0-9:_.-]+)?\.(?:service|socket|target|timer|path)")
+_UNIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9:_.\\-]*(?:@[A-Za-z0-9:_.\\-]+)?\.(?:service|socket|target|timer|path)")
 _EXEC_ID = re.compile(r"[0-9a-f]{16,32}")
 _MAC = re.compile(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}")
 
 
 def printable(text: str, limit: int | None = None) -> str:
-    """The text with every character that is not printable escaped, and cut to ``limit`` characters with "…"."""
+    """The text with every character that is not printable escaped, and cut to ``limit`` characters with "…".
+
+    Bytes that are no UTF-8, which are surrogates in a str, are shown as such: ``\\xff``.
+    """
     text = _cut(text, limit)
     if text.isprintable():
         return text
-    escaped = (c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
-    return _cut("".join(escaped), limit)
+    return _cut("".join(c if c.isprintable() else _escaped(c) for c in text), limit)
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    # PEP 383
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else character.encode("unicode_escape").decode()
 
 
 def _cut(text: str, limit: int | None) -> str:

@@ -98,7 +98,16 @@ def test_anything_else_is_no_name_of_an_app(text: str) -> None:
         validate.app(text)
 
 
-UNITS = ["cad.service", "a-b_c.d:e.socket", "cad@prod.service", "a.target", "a.timer", "a.path", "a" * 247 + ".service"]
+UNITS = [
+    "cad.service",
+    "a-b_c.d:e.socket",
+    "cad@prod.service",
+    "a.target",
+    "a.timer",
+    "a.path",
+    r"my\x2dapp@a\x2db.service",
+    "a" * 247 + ".service",
+]
 
 
 @pytest.mark.parametrize("text", UNITS)
@@ -277,12 +286,12 @@ def test_printable_text_has_no_character_that_drives_a_terminal(text: str) -> No
         ("\x1b[31m", r"\x1b[31m"),
         ("\x9b31m", r"\x9b31m"),
         ("\u202egnp", r"\u202egnp"),
-        ("\udcff", r"\udcff"),
+        ("\udcff\ud800", r"\xff\ud800"),
         ("é 漢", "é 漢"),
         ("\0", r"\x00"),
     ],
 )
-def test_printable_escapes_as_python_does(text: str, shown: str) -> None:
+def test_printable_escapes_what_is_not_printable(text: str, shown: str) -> None:
     assert validate.printable(text) == shown
 
 
