@@ -295,11 +295,13 @@ class _Call:
     def _send(self, header: "dict[str, Any]", data: bytes = b"") -> None:
         # A signal here would put its cancel into the middle of the frame.
         signal.pthread_sigmask(signal.SIG_BLOCK, _CANCELLING)
-        line = quickjson.dumps(header).encode() + b"\n"
-        sent = self.connection.sendmsg([line, data])
-        if sent < len(line) + len(data):
-            self.connection.sendall((line + data)[sent:])
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _CANCELLING)
+        try:
+            line = quickjson.dumps(header).encode() + b"\n"
+            sent = self.connection.sendmsg([line, data])
+            if sent < len(line) + len(data):
+                self.connection.sendall((line + data)[sent:])
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _CANCELLING)
 
     def _send_stdin(self) -> bool:
         """Send some of standard input, if there is any to send and the daemon has nothing to say first."""

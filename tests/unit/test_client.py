@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import signal
+import socket
 import sys
 import termios
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -591,6 +592,19 @@ def test_the_second_signal_ends_it_at_once_with_130(tmp_path: Path) -> None:
             await client.wire.end()
 
     asyncio.run(main())
+
+
+def test_signals_are_heard_also_after_a_frame_that_could_not_be_sent() -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    call = client._Call([])
+    call.connection, other = socket.socketpair()
+    other.close()
+    try:
+        with call.connection, pytest.raises(ConnectionError):
+            call._send({"type": "ack"})
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def test_a_terminal_is_told_of_with_its_width(tmp_path: Path) -> None:
