@@ -55,7 +55,8 @@ class Remote:
         """Have the peer run a command, and pass on what it says until it has ended; of a detached one, has started.
 
         :param asking: called at the last moment at which it certainly was not started
-        :raises PeerdError: USAGE, CONNECT_FAILED, LOST, or why the peer refuses before it may have started it
+        :raises PeerdError: USAGE, CONNECT_FAILED, LOST, CANCELLED before it was asked, or why the peer refuses before
+            it may have started it
         """
         self._asking = asking
         try:
@@ -100,6 +101,8 @@ class Remote:
                     begun = True
                     if asking and request:
                         if not asked:
+                            if self._session.cancel.is_set():
+                                raise PeerdError(Code.CANCELLED, peer=self._target.peer_id)
                             self._asking()
                         self._boot, asked = boot, asked + 1
                         link.post_encoded(self._order)

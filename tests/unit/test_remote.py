@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -527,6 +528,26 @@ def test_a_cancel_while_the_connection_is_broken_is_passed_on_over_the_next() ->
             wire.link.post("result", ExecResult.failure(PeerdError(Code.CANCELLED, peer="laptop")).to_wire())
             assert (await running).outcome is Outcome.CANCELLED
             assert (tries, caller.heard.streams["stdout"]) == (1, bytearray())
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("detach", [False, True])
+def test_a_command_that_was_cancelled_before_it_was_sent_is_never_sent(detach: bool) -> None:
+    async def main() -> None:
+        async with calling() as caller:
+            asked: list[bool] = []
+
+            async def connect(address: str) -> Connection:
+                caller.cancel.set()
+                return await caller.peers.connect(address)
+
+            caller.pool._connect = connect
+            request = replace(REQUEST, detach=detach)
+            with pytest.raises(PeerdError) as caught:
+                await caller.remote.execute(request, lambda: asked.append(True))
+            assert (caught.value.code, asked) == (Code.CANCELLED, [])
+            await (await caller.peers.links.get()).end()
 
     asyncio.run(main())
 
