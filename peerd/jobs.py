@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -217,16 +218,19 @@ class Jobs:
         broken: float | None = None
         begun = False
         while True:
+            met = math.inf
             try:
                 async with self._node.pool.borrow(target.ip_address) as link, asyncio.timeout(limit):
-                    begun, broken = True, None
+                    begun, met = True, time.monotonic()
                     await link.send(type_, {"execId": job})
                     told = Job.from_wire((await link.expect("reply")).fields.get("job"))
                     return replace(told, exec_id=job, peer=target.peer_id)
             except OSError as error:
-                # A wait goes on where peerd was restarted at the other end.
-                broken = broken or time.monotonic()
-                if limit or not begun or time.monotonic() - broken > self._config().reattach_timeout:
+                # A wait goes on where peerd was restarted at the other end, and not where that hangs up each time.
+                now, patience = time.monotonic(), self._config().reattach_timeout
+                if broken is None or now - met > patience:
+                    broken = now
+                if limit or not begun or now - broken > patience:
                     raise remote.connect_failed(target, error) from None
             await asyncio.sleep(_RETRY_DELAY)
 

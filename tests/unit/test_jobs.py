@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -541,6 +542,35 @@ def test_a_wait_for_a_peer_that_does_not_come_back_ends(tmp_path: Path) -> None:
             wire.reset()
             assert await refused(waiting) is Code.CONNECT_FAILED
             assert await refused(here.call("waitJob", job=EXEC_ID, peer="laptop")) is Code.CONNECT_FAILED
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("name", ["waitJob", "cancelJob"])
+def test_a_wait_for_a_peer_that_hangs_up_each_time_ends(tmp_path: Path, name: str) -> None:
+    async def main() -> None:
+        async with machine(tmp_path, reattach_timeout=0.05) as here, asyncio.timeout(10):
+            waiting = here.call(name, job=EXEC_ID, peer="laptop")
+            while not waiting.done():
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(0.1):
+                        (wire,) = await here.asked(name)
+                        wire.link.close()
+            assert await refused(waiting) is Code.CONNECT_FAILED
+
+    asyncio.run(main())
+
+
+def test_a_wait_over_connections_that_last_does_not_end(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with machine(tmp_path, reattach_timeout=0.0) as here:
+            waiting = here.call("waitJob", job=EXEC_ID, peer="laptop")
+            for _ in range(3):
+                (wire,) = await here.asked("waitJob")
+                wire.link.close()
+            (wire,) = await here.asked("waitJob")
+            tell(wire, ENDED)
+            assert (await waiting).status == 3
 
     asyncio.run(main())
 
