@@ -263,7 +263,7 @@ async def _receive(link: Connection) -> list[Job]:
         listed = (await link.expect("jobs")).fields.get("jobs")
         if not isinstance(listed, list) or not listed:
             raise PeerdError(Code.BAD_MESSAGE, reason="jobs must be a list of jobs")
-        jobs += [Job.from_wire(entry) for entry in listed]
+        jobs += [Job.from_wire(entry).shortened() for entry in listed]
     return jobs
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import sys
+from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 
 from peerd import records, remote
@@ -19,6 +21,8 @@ from peerd.session import Session, unless
 _CHUNK = 64 * 1024
 _MAX_LINE = 512 * 1024
 _MAX_READERS = 32
+_MAX_HELD = 64 * 1024 * 1024
+"""Bytes of records that are held for one answer."""
 
 Batches = AsyncGenerator[list[Record], None]
 Stops = Sequence[asyncio.Event]
@@ -104,8 +108,8 @@ class Logs:
         if follow:
             return Answer(more=batches)
         async with contextlib.aclosing(batches):
-            found = [record async for batch in batches for record in batch]
-        if lines is None and since and len(found) >= query.count:
+            found, whole = await _last(batches)
+        if not whole or (lines is None and since and len(found) >= query.count):
             session.say(f"These are the last {len(found)} records; for earlier ones there: journalctl -t peerd")
         return Answer(found)
 
@@ -135,6 +139,24 @@ class Logs:
                 link.abort()
         except OSError as error:
             raise remote.connect_failed(target, error) from None
+
+
+async def _last(batches: Batches) -> tuple[list[Record], bool]:
+    """The records, or the last of them that may be held; and whether that is all."""
+    found: deque[Record] = deque()
+    held, whole = 0, True
+    async for batch in batches:
+        for record in batch:
+            found.append(record)
+            held += _size(record)
+        while held > _MAX_HELD:
+            held -= _size(found.popleft())
+            whole = False
+    return list(found), whole
+
+
+def _size(record: Record) -> int:
+    return sys.getsizeof(record) + sum(sys.getsizeof(name) + sys.getsizeof(value) for name, value in record.items())
 
 
 def _any(stops: Stops) -> bool:

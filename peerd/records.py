@@ -15,6 +15,9 @@ from peerd.render import moment
 DEFAULT_LINES = 100
 MAX_FIELD = 64 * 1024
 """Characters of one field of a record from another machine."""
+_MAX_FIELDS = 64
+_MAX_NAME = 64
+"""What the journal keeps of a field's name."""
 
 _USEC = 1_000_000
 _NUMBERS = ("exit_status", "duration_usec")
@@ -103,7 +106,7 @@ def from_wire(fields: Mapping[str, object]) -> list[Record]:
 
 
 def _is_record(entry: object) -> bool:
-    if not isinstance(entry, dict):
+    if not isinstance(entry, dict) or len(entry) > _MAX_FIELDS or any(len(name) > _MAX_NAME for name in entry):
         return False
     texts = [value for value in entry.values() if not isinstance(value, int)]
     return (

@@ -642,6 +642,18 @@ def test_jobs_are_told_of_however_much_there_is_to_say_of_each() -> None:
     asyncio.run(main())
 
 
+def test_of_a_command_no_more_is_held_than_is_told() -> None:
+    long = replace(JOB, command="x" * validate.MAX_COMMAND)
+
+    async def main() -> None:
+        async with linked() as (near, far):
+            far.post("reply", {"count": 1})
+            far.post("jobs", {"jobs": [long.to_wire()]})
+            assert await jobs._receive(near) == [long.shortened()]
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(
     "frames",
     [

@@ -433,6 +433,7 @@ def test_outcomes_stand_in_the_order_of_the_table() -> None:
         (WIRE, f"0 to {validate.MAX_LINES}"),
         (D, f"at most {validate.MAX_LINES}."),
         (D, f"default is {records.DEFAULT_LINES},"),
+        (D, f"more than {logs._MAX_HELD // 2**20} MiB"),
         (WIRE, f"At most {logs._MAX_READERS} of them"),
         (WIRE, f"the last {executor._REMEMBERED} ids"),
         (WIRE, f"a window of {messages.WINDOW} bytes"),

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -88,7 +89,8 @@ def test_a_query_out_of_bounds_is_malformed(fields: dict[str, object]) -> None:
 def test_records_from_another_machine_are_checked() -> None:
     assert records.from_wire({"records": [RECORD]}) == [RECORD]
     wrong: tuple[object, ...] = (None, [1], [{}], [{**RECORD, "time": 1}], [{**RECORD, "x": []}])
-    for bad in (*wrong, [{**RECORD, "x": "x" * 70_000}]):
+    large = ({"x": "x" * 70_000}, {"x" * 65: ""}, {f"x{number}": "" for number in range(64)})
+    for bad in (*wrong, *([{**RECORD, **more}] for more in large)):
         with pytest.raises(PeerdError):
             records.from_wire({"records": bad})
 
@@ -152,6 +154,29 @@ def test_readers_are_few_and_end_with_their_callers(journalctl: Path) -> None:
                 await collect(reader, Query())
             assert caught.value.code is Code.BUSY
         assert await collect(reader, Query()) == [RECORD]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("room", "kept"), [(10_000, [1, 2, 3]), (3_000, [2, 3]), (10, [])])
+def test_of_more_than_may_be_held_the_last_is_and_that_is_said(
+    monkeypatch: pytest.MonkeyPatch, room: int, kept: list[int]
+) -> None:
+    monkeypatch.setattr(logs, "_MAX_HELD", room)
+
+    class Read:
+        async def read(self, query: Query, stops: object) -> AsyncIterator[list[dict[str, object]]]:
+            for number in (1, 2, 3):
+                yield [{"priority": number, "message": "x" * 1000}]
+
+    async def main() -> None:
+        said: list[str] = []
+        part = logs.Logs(SimpleNamespace(peer_id="here"))  # type: ignore[arg-type]
+        part._reader = Read()  # type: ignore[assignment]
+        session: Any = SimpleNamespace(cancel=asyncio.Event(), gone=asyncio.Event(), say=said.append)
+        answer = await part.do_log(session)
+        assert [record["priority"] for record in answer.data] == kept
+        assert bool(said) is (len(kept) < 3)
 
     asyncio.run(main())
 
