@@ -86,6 +86,7 @@ class Daemon:
         self._notifier = sdnotify.SystemdNotifier()
         self._stopping = asyncio.Event()
         self._status_due: asyncio.TimerHandle | None = None
+        self._shown = ""
         self._registry = Registry(state / "peerd.db")
         self._history = History(state / "jobs.db")
         self._systemd = Systemd()
@@ -133,7 +134,7 @@ class Daemon:
         heap.settle()
         watchdog = asyncio.create_task(self._feed_watchdog())
         log(Event.STARTED, f"peerd {__version__} started, {self._status()}")
-        self._notifier.notify(f"READY=1\nSTATUS={self._status()}")
+        self._show_status("READY=1\n")
         await self._stopping.wait()
         self._notifier.notify("STOPPING=1\nSTATUS=Stopping")
         for server in servers:
@@ -164,12 +165,16 @@ class Daemon:
         self._bus.changed()
         # Every notification wakes PID 1; many changes at once are one.
         if self._status_due is None:
-            self._status_due = asyncio.get_running_loop().call_later(_STATUS_DELAY, self._show_status)
+            self._status_due = asyncio.get_running_loop().call_later(_STATUS_DELAY, self._show_changed)
 
-    def _show_status(self) -> None:
+    def _show_changed(self) -> None:
         self._status_due = None
-        if not self._stopping.is_set():
-            self._notifier.notify(f"STATUS={self._status()}")
+        if not self._stopping.is_set() and self._status() != self._shown:
+            self._show_status()
+
+    def _show_status(self, state: str = "") -> None:
+        self._shown = self._status()
+        self._notifier.notify(f"{state}STATUS={self._shown}")
 
     def _reload(self) -> None:
         # MONOTONIC_USEC= is what Type=notify-reload waits for; with Type=notify it does no harm (sd_notify(3)).
@@ -181,7 +186,7 @@ class Daemon:
         else:
             _warn(warnings)
             self._node.reloaded()
-        self._notifier.notify(f"READY=1\nSTATUS={self._status()}")
+        self._show_status("READY=1\n")
 
     async def _feed_watchdog(self) -> None:
         interval = int(os.environ.get("WATCHDOG_USEC", "0")) / _USEC / 2

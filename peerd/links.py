@@ -322,6 +322,8 @@ class LeaderLink:
             gone = self.book.remove(take(frame.fields, "peer_id", validate.peer_id))
             if gone:
                 self._removed(gone)
+        else:
+            return
         self._updated()
 
     async def _beat(self, link: Connection) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import sdnotify
@@ -11,6 +13,7 @@ import sdnotify
 from peerd import daemon
 from peerd.config import ConfigError
 from peerd.journal import Event
+from peerd.registry import Identity
 from unit.support import Journal, settings
 
 
@@ -81,6 +84,24 @@ def test_a_daemon_whose_state_cannot_be_used_ends_with_1_and_says_why(
     assert daemon.main() == 1
     assert [record.event for record in records.records] == [Event.CONFIG_WARNING, Event.INTERNAL_ERROR]
     assert str(etc / "missing") in records.records[1].message
+
+
+def test_a_status_that_has_not_changed_wakes_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(sdnotify, "SystemdNotifier", lambda: SimpleNamespace(notify=told.append))
+    monkeypatch.setattr(daemon, "_STATUS_DELAY", 0.0)
+
+    async def main() -> None:
+        one = daemon.Daemon(settings(), {}, {}, tmp_path)
+        for peer_id in ("laptop", "laptop", "desktop", "laptop"):
+            one._node.identity = Identity("", peer_id, "")
+            one._changed()
+            await asyncio.sleep(0.01)
+        one._history.close()
+        one._registry.close()
+
+    asyncio.run(main())
+    assert [line.partition(" ")[0] for line in told] == ["STATUS=laptop", "STATUS=desktop", "STATUS=laptop"]
 
 
 def test_a_daemon_with_arguments_ends_with_2(

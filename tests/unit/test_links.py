@@ -241,11 +241,13 @@ class Worker:
 
     link: LeaderLink
     changes: asyncio.Queue[tuple[bool, str]] = field(default_factory=asyncio.Queue)
+    updates: list[list[str]] = field(default_factory=list)
 
 
 @asynccontextmanager
 async def worker(peers: FakePeers, interval: float = 1000.0, timeout: float = 5.0) -> AsyncIterator[Worker]:
     changes: asyncio.Queue[tuple[bool, str]] = asyncio.Queue()
+    updates: list[list[str]] = []
     link = LeaderLink(
         LOCALHOST,
         peers.connect,
@@ -253,9 +255,10 @@ async def worker(peers: FakePeers, interval: float = 1000.0, timeout: float = 5.
         lambda: interval,
         lambda: timeout,
         lambda connected, detail: changes.put_nowait((connected, detail)),
+        updated=lambda: updates.append(link.book.ids()),
     )
     try:
-        yield Worker(link, changes)
+        yield Worker(link, changes, updates)
     finally:
         await link.close()
 
@@ -309,6 +312,8 @@ def test_a_worker_hears_of_changes(monkeypatch: pytest.MonkeyPatch) -> None:
                 await wire.link.send("heartbeat")
             await wire.link.expect("heartbeat")
             assert me.link.book.all() == [replace(DESKTOP, is_online=False), LAPTOP]
+            # Of nothing else: the heartbeats and the news change nothing.
+            assert me.updates == [["vps", "laptop", "desktop"], ["laptop", "desktop"]]
 
     asyncio.run(main())
 
