@@ -11,7 +11,7 @@ from peerd.config import Config
 from peerd.dialler import Dialler
 from peerd.errors import Code, PeerdError
 from peerd.hub import Hub
-from peerd.journal import Event, log
+from peerd.journal import Event, log, report
 from peerd.links import LeaderLink, Pool, receive_book
 from peerd.messages import Registration, RegistryAction
 from peerd.peers import Peer, PeerBook
@@ -263,10 +263,14 @@ class Node:
     async def _tend(self) -> None:
         while True:
             await asyncio.sleep(_FLUSH_INTERVAL)
-            if self.hub:
-                self._enter_self()
-                self.hub.flush()
-            self._registry.back_up()
+            try:
+                if self.hub:
+                    self._enter_self()
+                    self.hub.flush()
+                self._registry.back_up()
+            except Exception as error:
+                # Whatever it was, what is to be stored is stored the next time.
+                report(error, "upkeep of the registry")
 
     def resumed(self) -> None:
         """This machine has slept: what was connected may be so no more, and nobody has said it."""

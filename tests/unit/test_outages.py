@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from peerd import hub as hub_module
 from peerd import network
+from peerd import node as node_module
 from peerd.config import Mode
 from peerd.errors import Code, PeerdError
 from peerd.hub import Hub
@@ -238,3 +240,30 @@ def test_a_leader_whose_disk_is_full_starts(registry: Registry) -> None:
         await node.close()
 
     asyncio.run(main())
+
+
+def test_upkeep_that_failed_once_is_done_the_next_time(
+    registry: Registry, records: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records.expect(Event.INTERNAL_ERROR)
+    monkeypatch.setattr(node_module, "_FLUSH_INTERVAL", 0.001)
+
+    async def main() -> None:
+        node = Node(registry, lambda: settings(vpn_interface="lo"), lambda: None)
+        node.start()
+        assert node.hub
+        flushed, failures = asyncio.Event(), [OSError(errno.ENFILE, "Too many open files in system")]
+
+        def address(interface: str) -> str:
+            if failures:
+                raise failures.pop()
+            return "127.0.0.1"
+
+        monkeypatch.setattr(network, "interface_address", address)
+        monkeypatch.setattr(node.hub, "flush", flushed.set)
+        async with asyncio.timeout(5):
+            await flushed.wait()
+        await node.close()
+
+    asyncio.run(main())
+    assert len(records.of(Event.INTERNAL_ERROR)) == 1
