@@ -30,6 +30,7 @@ MAX_JOBS = 2000
 """How many jobs one machine tells of."""
 _PER_FRAME = 15
 _AT_ONCE = 32
+_NAMED = 5
 _RETRY_DELAY = 1.0
 _USEC = 1_000_000
 _LIMIT = 100
@@ -157,7 +158,7 @@ class Jobs:
     async def _locate(self, job: str, peer: str | None) -> str:
         """The id of the peer where a job runs or ran.
 
-        :raises PeerdError: NO_SUCH_JOB
+        :raises PeerdError: NO_SUCH_JOB; USAGE where several say that they have it
         """
         if peer:
             return peer
@@ -178,10 +179,16 @@ class Jobs:
         leader = self._node.link and self._node.book.by_address(self._node.link.address)
         away = [leader] if leader and not leader.is_online else []
         answers = await _each([*self._others, *away], ask)
-        found = next((answer for answer in answers if isinstance(answer, str)), None)
-        if found is None:
+        found = [answer for answer in answers if isinstance(answer, str)]
+        if not found:
             raise PeerdError(Code.NO_SUCH_JOB, exec_id=job)
-        return found
+        if len(found) > 1:
+            # An id is one command's, so that all but one of them err or lie.
+            named = ", ".join(found[:_NAMED]) + ", …" * (len(found) > _NAMED)
+            raise PeerdError(
+                Code.USAGE, reason=f"Several peers say that {job} is there ({named}): --peer says which one"
+            )
+        return found[0]
 
     async def _ask(self, session: Session, job: str, peer: str | None, type_: str) -> Job:
         """Do what a message says with a job, wherever it runs.

@@ -257,6 +257,20 @@ def test_a_job_that_nobody_has_is_none(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("name", ["getJob", "waitJob", "cancelJob", "attachJob"])
+def test_where_several_say_that_a_job_is_there_none_is_believed(tmp_path: Path, name: str) -> None:
+    async def main() -> None:
+        async with machine(tmp_path, DESKTOP, LAPTOP) as here:
+            asking = here.call(name, job=EXEC_ID)
+            for wire in await here.asked("getJob", "getJob"):
+                tell(wire, ENDED)
+            with pytest.raises(PeerdError, match=r"desktop, laptop.*--peer") as caught:
+                await asking
+            assert caught.value.code is Code.USAGE
+
+    asyncio.run(main())
+
+
 def test_a_peer_that_is_named_is_the_only_one_that_is_asked(tmp_path: Path) -> None:
     async def main() -> None:
         async with machine(tmp_path, DESKTOP, LAPTOP) as here:
