@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, Sequence
 
 from peerd import records, remote
@@ -21,6 +21,7 @@ from peerd.session import Session, unless
 _CHUNK = 64 * 1024
 _MAX_LINE = 512 * 1024
 _MAX_READERS = 32
+_OF_A_PEER = _MAX_READERS // 2
 _MAX_HELD = 64 * 1024 * 1024
 """Bytes of records that are held for one answer."""
 
@@ -34,20 +35,23 @@ class Reader:
 
     def __init__(self, program: str = "journalctl") -> None:
         self._program = program
-        self._running = 0
+        self._running: Counter[str] = Counter()
 
-    async def read(self, query: Query, stops: Stops) -> Batches:
+    async def read(self, query: Query, stops: Stops, peer: str = "") -> Batches:
         """The records, some at a time, until there are no more or one of the events is set.
 
+        :param peer: who asks, if it is a peer: so that one of them leaves room for the others
         :raises PeerdError: BUSY, INTERNAL
         """
-        if self._running >= _MAX_READERS:
+        if self._running.total() >= _MAX_READERS:
             raise PeerdError(Code.BUSY, reason=f"{_MAX_READERS} readers of the journal already")
+        if peer and self._running[peer] >= _OF_A_PEER:
+            raise PeerdError(Code.BUSY, reason=f"{_OF_A_PEER} readers of the journal for {peer} already")
         arguments = ["--output=json", "--all", "--quiet", "--no-pager", f"--lines={query.count}"]
         arguments += [f"--since=@{query.since:.6f}"] * bool(query.since) + ["--follow"] * query.follow
         # Other users can write records that look like peerd's.
         matches = ["SYSLOG_IDENTIFIER=peerd", f"_UID={os.getuid()}"]
-        self._running += 1
+        self._running[peer] += 1
         process: asyncio.subprocess.Process | None = None
         try:
             process = await asyncio.create_subprocess_exec(
@@ -76,7 +80,7 @@ class Reader:
                 said = (await process.stderr.read(_CHUNK)).decode("utf-8", "replace").strip()
                 raise PeerdError(Code.INTERNAL, reason=f"journalctl: {said}")
         finally:
-            self._running -= 1
+            self._running -= Counter((peer,))
             if process is not None:
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()

@@ -209,11 +209,15 @@ class TcpFront(Front):
 
     async def _send_log(self, link: Connection, peer: Peer, query: Query) -> None:
         rules = self._config().policy
+        if not rules.accept:
+            # It may read none of them.
+            await link.send("reply")
+            return
         # Who follows may pause for long, and nothing needs to know at once that it is gone.
         with network.pausable(link.socket):
             async with (
                 Conversation(link) as talk,
-                contextlib.aclosing(self._reader.read(query, (talk.cancel, talk.gone))) as batches,
+                contextlib.aclosing(self._reader.read(query, (talk.cancel, talk.gone), peer.peer_id)) as batches,
             ):
                 async for batch in batches:
                     told = [

@@ -434,7 +434,7 @@ def test_outcomes_stand_in_the_order_of_the_table() -> None:
         (D, f"at most {validate.MAX_LINES}."),
         (D, f"default is {records.DEFAULT_LINES},"),
         (D, f"more than {logs._MAX_HELD // 2**20} MiB"),
-        (WIRE, f"At most {logs._MAX_READERS} of them"),
+        (WIRE, f"At most {logs._MAX_READERS} of them run at once on a target, and {logs._OF_A_PEER} of one sender"),
         (WIRE, f"the last {executor._REMEMBERED} ids"),
         (WIRE, f"a window of {messages.WINDOW} bytes"),
         (WIRE, f"at most {jobs.MAX_JOBS}"),

@@ -158,6 +158,27 @@ def test_readers_are_few_and_end_with_their_callers(journalctl: Path) -> None:
     asyncio.run(main())
 
 
+def test_one_peer_leaves_readers_to_the_others(journalctl: Path) -> None:
+    async def main() -> None:
+        reader = Reader(str(journalctl))
+
+        async def follow(stack: contextlib.AsyncExitStack, peer: str) -> None:
+            batches = reader.read(Query(follow=True), (), peer)
+            await stack.enter_async_context(contextlib.aclosing(batches))
+            assert await anext(batches)
+
+        for _ in range(2):
+            async with contextlib.AsyncExitStack() as stack:
+                for _ in range(logs._OF_A_PEER):
+                    await follow(stack, "laptop")
+                with pytest.raises(PeerdError, match="for laptop already") as caught:
+                    await follow(stack, "laptop")
+                assert caught.value.code is Code.BUSY
+                await follow(stack, "desktop")
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(("room", "kept"), [(10_000, [1, 2, 3]), (3_000, [2, 3]), (10, [])])
 def test_of_more_than_may_be_held_the_last_is_and_that_is_said(
     monkeypatch: pytest.MonkeyPatch, room: int, kept: list[int]

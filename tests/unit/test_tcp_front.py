@@ -811,7 +811,7 @@ async def busy(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> AsyncIterator
     """A machine, and the connections over which laptop runs a command, follows the log and waits."""
 
     class Endless:
-        async def read(self, query: Query, stops: Sequence[asyncio.Event]) -> AsyncIterator[list[Record]]:
+        async def read(self, query: Query, stops: Sequence[asyncio.Event], peer: str) -> AsyncIterator[list[Record]]:
             yield []
             await stops[1].wait()
 
@@ -1124,26 +1124,44 @@ RECORDS = [
 ]
 
 
+class Read:
+    """Reads the records above."""
+
+    def __init__(self) -> None:
+        self.callers: list[str] = []
+
+    async def read(self, query: object, stops: object, peer: str) -> AsyncIterator[list[object]]:
+        self.callers.append(peer)
+        yield list(RECORDS)
+
+
 @pytest.mark.parametrize(
     ("rules", "told"),
     [
         (Policy(), RECORDS),
         (Policy(rules=(Rule("all", ("laptop",)),)), RECORDS),
         (Policy(rules=(Rule("some", ("laptop",), users=("ann",)),)), [RECORDS[1], RECORDS[5]]),
-        (Policy(accept=False), []),
     ],
-    ids=["no rule", "everything", "something", "nothing"],
+    ids=["no rule", "everything", "something"],
 )
 def test_a_peer_reads_of_its_own_commands_and_nothing_of_the_rules(rules: Policy, told: list[object]) -> None:
-    class Read:
-        async def read(self, query: object, stops: object) -> AsyncIterator[list[object]]:
-            yield list(RECORDS)
-
     async def main() -> None:
         async with served(policy=rules) as remote, greeted(remote) as wire:
             remote.front._reader = Read()  # type: ignore[assignment]
             assert (await wire.ask("getLog")).fields == {"records": told}
             assert (await wire.next()).type == "reply"
+            assert remote.front._reader.callers == ["laptop"]  # type: ignore[attr-defined]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("follow", [False, True])
+def test_the_journal_is_not_even_read_for_who_may_read_nothing_of_it(follow: bool) -> None:
+    async def main() -> None:
+        async with served(policy=Policy(accept=False)) as remote, greeted(remote) as wire:
+            remote.front._reader = Read()  # type: ignore[assignment]
+            assert (await wire.ask("getLog", {"follow": follow})).type == "reply"
+            assert remote.front._reader.callers == []  # type: ignore[attr-defined]
 
     asyncio.run(main())
 
