@@ -208,8 +208,7 @@ class TcpFront(Front):
         await self._node.change_registry(action, wanted, address, peer.peer_id)
 
     async def _send_log(self, link: Connection, peer: Peer, query: Query) -> None:
-        rules = self._config().policy
-        if not rules.accept:
+        if not self._config().policy.accept:
             # It may read none of them.
             await link.send("reply")
             return
@@ -220,6 +219,8 @@ class TcpFront(Front):
                 contextlib.aclosing(self._reader.read(query, (talk.cancel, talk.gone), peer.peer_id)) as batches,
             ):
                 async for batch in batches:
+                    # The policy of now: it may have been reloaded since.
+                    rules = self._config().policy
                     told = [
                         record
                         for record in batch

@@ -1125,14 +1125,18 @@ RECORDS = [
 
 
 class Read:
-    """Reads the records above."""
+    """Reads the records above, and once more where the test lets it."""
 
     def __init__(self) -> None:
         self.callers: list[str] = []
+        self.more: asyncio.Event | None = None
 
     async def read(self, query: object, stops: object, peer: str) -> AsyncIterator[list[object]]:
         self.callers.append(peer)
         yield list(RECORDS)
+        if self.more:
+            await self.more.wait()
+            yield list(RECORDS)
 
 
 @pytest.mark.parametrize(
@@ -1162,6 +1166,21 @@ def test_the_journal_is_not_even_read_for_who_may_read_nothing_of_it(follow: boo
             remote.front._reader = Read()  # type: ignore[assignment]
             assert (await wire.ask("getLog", {"follow": follow})).type == "reply"
             assert remote.front._reader.callers == []  # type: ignore[attr-defined]
+
+    asyncio.run(main())
+
+
+def test_who_follows_the_log_is_held_to_the_policy_of_now() -> None:
+    async def main() -> None:
+        async with served() as remote, greeted(remote) as wire:
+            remote.front._reader = reader = Read()  # type: ignore[assignment]
+            reader.more = asyncio.Event()
+            assert (await wire.ask("getLog", {"follow": True})).fields == {"records": RECORDS}
+            changed = settings(policy=Policy(accept=False))
+            remote.front._config = lambda: changed
+            reader.more.set()
+            assert (await wire.next()).fields == {"records": []}
+            assert (await wire.next()).type == "reply"
 
     asyncio.run(main())
 
