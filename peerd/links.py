@@ -50,7 +50,11 @@ class _Idle:
     async def wake(self) -> Connection | None:
         """The connection for its next use, or None when it cannot be used any more."""
         self._watch.cancel()
-        await asyncio.wait((self._watch,))
+        try:
+            await asyncio.wait((self._watch,))
+        except BaseException:
+            self.link.abort()
+            raise
         return self.link if self.link.usable else None
 
     def drop(self) -> None:

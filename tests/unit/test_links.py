@@ -167,7 +167,8 @@ def test_a_connection_that_does_not_answer_is_replaced(clock: Clock, how: str) -
     asyncio.run(main())
 
 
-def test_a_borrower_that_gives_up_while_a_connection_is_asked_leaves_none_behind(clock: Clock) -> None:
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_borrower_that_gives_up_before_it_has_a_connection_leaves_none_behind(clock: Clock, asked: bool) -> None:
     async def main() -> None:
         async with FakePeers().serving() as peers, pool_of(peers) as pool:
             async with pool.borrow(LOCALHOST):
@@ -180,7 +181,10 @@ def test_a_borrower_that_gives_up_while_a_connection_is_asked_leaves_none_behind
                     pass
 
             borrowing = asyncio.create_task(borrow())
-            await wire.link.expect("ping")
+            if asked:
+                await wire.link.expect("ping")
+            else:
+                await asyncio.sleep(0)
             borrowing.cancel()
             await asyncio.gather(borrowing, return_exceptions=True)
             async with asyncio.timeout(5):
