@@ -243,7 +243,7 @@ class Remote:
 
     def _named(self, error: PeerdError) -> PeerdError:
         """The error with this peer's name in it: which one it is we know better than the message."""
-        return PeerdError(error.code, **{**error.details, "peer": self._target.peer_id})
+        return PeerdError(error.code, error.lines, **{**error.details, "peer": self._target.peer_id})
 
     async def _forward_stdin(self, link: Connection, offset: int) -> None:
         with contextlib.suppress(ConnectionError):

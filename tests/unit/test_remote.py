@@ -631,9 +631,11 @@ def test_an_error_on_the_way_back_names_the_peer_as_it_is_known_here() -> None:
         async with calling() as caller:
             running = caller.attach()
             wire = await caller.target("attachJob")
-            wire.link.post("result", ExecResult.failure(PeerdError(Code.CUT_OFF, peer="liar")).to_wire())
+            wire.link.post("result", ExecResult.failure(PeerdError(Code.CUT_OFF, ["why"], peer="liar")).to_wire())
             result = await running
             assert str(result.error) == "Cut off: laptop went down, or its peerd was stopped, while the command ran"
+            assert result.error
+            assert result.error.lines == ["why"]
 
     asyncio.run(main())
 
