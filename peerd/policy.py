@@ -196,8 +196,9 @@ def _objection(policy: Policy, rule: Rule, question: Question) -> str:
         for name in question.variables:
             if not any(fnmatchcase(name, pattern) for pattern in allowed):
                 return f"{name} is not among variables"
-    if rule.max_timeout is not None and (question.timeout or 0) > rule.max_timeout:
-        return f"{question.timeout:g} s is more than max-timeout"
+    timeout = question.timeout or 0.0
+    if rule.max_timeout is not None and timeout > rule.max_timeout:
+        return f"{validate.duration(timeout)} s is more than max-timeout"
     return ""
 
 

@@ -230,7 +230,7 @@ class Run:
             code = _DIRECTORY_ERRORS.get(number, Code.NO_ACCESS)
             error = PeerdError(code, peer=self._name, directory=self.request.directory, reason=os.strerror(number))
         elif self._over_time(float(report["at"]) if report else at, since):
-            error = PeerdError(Code.TIMEOUT, peer=self._name, seconds=f"{self._timeout:g}")
+            error = PeerdError(Code.TIMEOUT, peer=self._name, seconds=validate.duration(self._timeout))
         elif used.oom_kills and status != 0:
             error = PeerdError(Code.OUT_OF_MEMORY, peer=self._name)
         if error:

@@ -8,6 +8,7 @@ from pathlib import Path
 from peerd.config import Config
 from peerd.errors import Code, PeerdError
 from peerd.messages import Action, ExecRequest
+from peerd.validate import duration
 
 _DEPLOY = Path(__file__).with_name("deploy.sh")
 _DEPLOY_TIME = 300.0
@@ -29,7 +30,8 @@ def resolve(request: ExecRequest, config: Config, name: str) -> ExecRequest:
         request = replace(request, directory=directory, shell_cmd=command)
     timeout = request.timeout or default
     if timeout > config.max_timeout:
-        limit = f"a timeout of {timeout:g} s is more than max-timeout of {name}, {config.max_timeout:g} s"
+        asked, most = duration(timeout), duration(config.max_timeout)
+        limit = f"a timeout of {asked} s is more than max-timeout of {name}, {most} s"
         raise PeerdError(Code.DENIED, reason=limit)
     return replace(request, timeout=timeout)
 
@@ -38,6 +40,6 @@ def settle(request: ExecRequest) -> ExecRequest:
     """The request of an action as that of a command, which any process of peerd can take up."""
     if request.action is Action.DEPLOY:
         timeout = request.timeout or 0.0
-        argv = ("/bin/sh", str(_DEPLOY), "yes" if request.rollback else "no", f"{timeout:g}", request.shell_cmd)
+        argv = ("/bin/sh", str(_DEPLOY), "yes" if request.rollback else "no", duration(timeout), request.shell_cmd)
         request = replace(request, argv=argv, shell_cmd="", timeout=timeout + _DEPLOY_TIME)
     return replace(request, action=None)

@@ -183,6 +183,11 @@ def seconds(value: object) -> float:
     return max(number, 0.001)
 
 
+def duration(number: float) -> str:
+    """Seconds as people write them, to the millisecond."""
+    return f"{number:.3f}".rstrip("0").rstrip(".")
+
+
 def user(value: object) -> str:
     """A name that a user may have; whether one has it, the user database knows."""
     if not isinstance(value, str) or not _USER.fullmatch(value):

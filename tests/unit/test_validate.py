@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peerd import validate
-from unit.support import brief
+from peerd import settling, validate
+from peerd.errors import PeerdError
+from peerd.messages import ExecRequest
+from unit.support import brief, settings
 
 ODD_VALUES = [None, True, False, 0, -1, 1.5, math.nan, math.inf, b"x", [], ["x"], {}, object()]
 ODD_IDS = [repr(value).split(" at ", maxsplit=1)[0] for value in ODD_VALUES]
@@ -200,6 +202,19 @@ def test_seconds_are_a_positive_number(value: object, number: float) -> None:
 def test_nothing_else_is_seconds(value: object) -> None:
     with pytest.raises(ValueError, match="not a number of seconds"):
         validate.seconds(value)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(30.0, "30"), (0.5, "0.5"), (0.001, "0.001"), (1_500_000.0, "1500000"), (86_400.25, "86400.25"), (100.0, "100")],
+)
+def test_seconds_are_shown_as_people_write_them(number: float, text: str) -> None:
+    assert validate.duration(number) == text
+
+
+def test_a_timeout_that_is_too_long_is_named_with_all_its_digits() -> None:
+    with pytest.raises(PeerdError, match=r"1500000 s is more than max-timeout of vps, 86400 s"):
+        settling.resolve(ExecRequest("0" * 16, "/", "true", timeout=1_500_000.0), settings(), "vps")
 
 
 @given(st.floats(min_value=0, exclude_min=True, max_value=365 * 86400))
