@@ -12,9 +12,10 @@ from peerd.dialler import Dialler
 from peerd.errors import Code, PeerdError
 from peerd.hub import Hub
 from peerd.journal import Event, log, report
-from peerd.links import LeaderLink, Pool, receive_book
+from peerd.links import LeaderLink, receive_book
 from peerd.messages import Registration, RegistryAction
 from peerd.peers import Peer, PeerBook
+from peerd.pool import Pool
 from peerd.registry import Identity, Registry
 
 LEADER = "leader"

@@ -17,9 +17,9 @@ from peerd import connection, protocol, validate
 from peerd.connection import Connection
 from peerd.errors import Code, Outcome, PeerdError
 from peerd.journal import Event, log
-from peerd.links import Pool
 from peerd.messages import STREAMS, ExecRequest, ExecResult, Offsets, take, take_optional
 from peerd.peers import Peer
+from peerd.pool import Pool
 from peerd.protocol import Frame
 from peerd.relay import Relay
 from peerd.session import Hearing, Session

@@ -15,9 +15,9 @@ import pytest
 
 from peerd import logs, records, validate
 from peerd.errors import Code, PeerdError
-from peerd.links import Pool
 from peerd.logs import Reader
 from peerd.peers import Peer
+from peerd.pool import Pool
 from peerd.records import Query
 from unit.support import FakePeers
 

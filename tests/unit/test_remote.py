@@ -12,9 +12,9 @@ import pytest
 from peerd import remote
 from peerd.connection import Connection
 from peerd.errors import Code, Outcome, PeerdError
-from peerd.links import Pool
 from peerd.messages import WINDOW, ExecRequest, ExecResult
 from peerd.peers import Peer
+from peerd.pool import Pool
 from peerd.protocol import Frame, encode
 from peerd.remote import Remote
 from peerd.session import Caller, ConfirmingSink, Delivery, Hearing, Session
