@@ -16,6 +16,8 @@ import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from peerd import programs
+
 _SIOCGIFADDR = 0x8915
 """netdevice(7): the address of an interface."""
 _SIOCGIFHWADDR = 0x8927
@@ -240,18 +242,11 @@ def _number(address: str) -> int:
 async def public_keys(interface: str) -> KeyTable:
     """The keys of the peers of an interface; an empty table where they are not known."""
     try:
-        process = await asyncio.create_subprocess_exec(
-            "wg", "show", interface, "dump", stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
-        )
+        async with asyncio.timeout(_WG_TIMEOUT):
+            dump = await programs.output("wg", "show", interface, "dump")
     except OSError:
         return KeyTable("")
-    try:
-        output, _ = await asyncio.wait_for(process.communicate(), _WG_TIMEOUT)
-    except TimeoutError:
-        process.kill()
-        await process.wait()
-        return KeyTable("")
-    return KeyTable(output.decode("ascii", "replace"))
+    return KeyTable(dump.decode("ascii", "replace"))
 
 
 def is_member(connection: socket.socket) -> bool:

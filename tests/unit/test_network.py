@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import socket
 from pathlib import Path
 
 import pytest
 
-from peerd import network
-from unit.support import IP_PKTINFO, LOCALHOST
+from peerd import network, turns
+from unit.support import IP_PKTINFO, LOCALHOST, children, readable
 
 DUMP = """private\tpublic\t51820\toff
 key-2\t(none)\t198.51.100.2:51820\t10.0.0.2/32\t1700000000\t1\t2\toff
@@ -71,6 +72,26 @@ def test_a_wg_that_does_not_answer_is_stopped(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(network, "_WG_TIMEOUT", 0.05)
     fake_wg(tmp_path, "exec sleep 1000", monkeypatch)
     assert asyncio.run(network.public_keys("wg0")).of("10.0.0.4") == ""
+
+
+def test_a_wg_that_nobody_waits_for_any_more_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "runs")
+    fake_wg(tmp_path, f"echo >{tmp_path}/runs; exec sleep 1000", monkeypatch)
+    runs = os.open(tmp_path / "runs", os.O_RDONLY | os.O_NONBLOCK)
+
+    async def main() -> None:
+        asking = asyncio.create_task(network.public_keys("wg0"))
+        await readable(runs)
+        # asyncio has made its own of the process, too.
+        await turns.let_pass(20)
+        asking.cancel()
+        await asyncio.wait((asking,))
+        assert children() == {}
+
+    try:
+        asyncio.run(main())
+    finally:
+        os.close(runs)
 
 
 def test_the_address_of_an_interface_is_found() -> None:
