@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from peerd import connection, guard, handles, history, run, scopes, settling, turns
+from peerd import connection, guard, handles, history, refusals, run, scopes, settling, turns
 from peerd.audience import Audience
 from peerd.config import Config
 from peerd.errors import Code, Outcome, PeerdError
@@ -17,7 +17,6 @@ from peerd.history import History
 from peerd.job import Job
 from peerd.journal import Event, log, report
 from peerd.messages import ExecRequest, ExecResult, Offsets
-from peerd.refusals import Refusals
 from peerd.run import Run, describe
 from peerd.scopes import ScopeManager
 from peerd.session import Caller, PacedSink, Session, unless_cancelled
@@ -61,7 +60,6 @@ class Executor:
         self._attending: Counter[str] = Counter()
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._starting: set[asyncio.Task[Run]] = set()
-        self._refusals = Refusals("commands")
 
     @property
     def running(self) -> int:
@@ -101,7 +99,7 @@ class Executor:
 
         :raises PeerdError: why it was not started; that it was refused is recorded
         """
-        loud = caller.local or self._refusals.recorded(caller.peer)
+        loud = caller.local or refusals.requests.recorded(caller.peer)
         try:
             self._claim(request.exec_id)
             asked, request = request.timeout, settling.resolve(request, self._config(), self._name())
@@ -116,7 +114,7 @@ class Executor:
             return await asyncio.shield(starting)
         except PeerdError as error:
             if not caller.local:
-                self._refusals.count(caller.peer)
+                refusals.requests.count(caller.peer)
             if loud:
                 job = Job.of(request, self._name(), str(caller), time.time_ns() // 1000).refused(_SHOWN_OF_REFUSED)
                 keep = error.code is not Code.DUPLICATE

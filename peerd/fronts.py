@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 
-from peerd import __version__, messages, network, validate
+from peerd import __version__, messages, network, refusals, validate
 from peerd.config import Config
 from peerd.connection import Connection
 from peerd.errors import Code, PeerdError
@@ -61,7 +61,8 @@ class Front:
                 raise PeerdError(Code.BUSY, reason="too many connections (max-connections)")
             await self._serve(link, who)
         except PeerdError as error:
-            log(Event.PROTOCOL_ERROR, f"{who}: {error.sentence}")
+            if refusals.connections.refused(who):
+                log(Event.PROTOCOL_ERROR, f"{who}: {error.sentence}")
             link.post("error", error.to_wire())
         except (OSError, asyncio.CancelledError):
             link.abort()

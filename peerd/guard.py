@@ -6,7 +6,7 @@ import asyncio
 import os
 from dataclasses import replace
 
-from peerd import policy, turns
+from peerd import policy, refusals, turns
 from peerd.app import AppRequest
 from peerd.errors import Code, PeerdError
 from peerd.job import Job
@@ -100,13 +100,14 @@ def consent(rules: Policy, action: RegistryAction, peer_id: str, peer: str) -> N
     """
     decision = policy.decide_registry(rules, peer)
     if not decision.allowed:
-        log(
-            Event.REGISTRY_DENIED,
-            f"{action} {peer_id} denied to {peer}: {decision.reason}",
-            peer=peer_id,
-            caller=peer,
-            reason=decision.reason,
-        )
+        if refusals.requests.refused(peer):
+            log(
+                Event.REGISTRY_DENIED,
+                f"{action} {peer_id} denied to {peer}: {decision.reason}",
+                peer=peer_id,
+                caller=peer,
+                reason=decision.reason,
+            )
         raise PeerdError(Code.DENIED, reason="the leader does not allow this")
 
 
@@ -118,14 +119,15 @@ def attend(rules: Policy, job: Job, peer: str, name: str) -> None:
     """
     decision = policy.decide_job(rules, peer, job.caller)
     if not decision.allowed:
-        log(
-            Event.COMMAND_DENIED,
-            f"{peer} must not deal with {job.exec_id} here: {decision.reason}",
-            exec_id=job.exec_id,
-            peer=peer,
-            caller=peer,
-            reason=decision.reason,
-        )
+        if refusals.requests.refused(peer):
+            log(
+                Event.COMMAND_DENIED,
+                f"{peer} must not deal with {job.exec_id} here: {decision.reason}",
+                exec_id=job.exec_id,
+                peer=peer,
+                caller=peer,
+                reason=decision.reason,
+            )
         raise PeerdError(Code.DENIED, reason=f"{name} does not allow this")
 
 
@@ -137,14 +139,15 @@ def entrust(rules: Policy, request: AppRequest, peer: str, name: str) -> None:
     """
     decision = policy.decide_apps(rules, peer)
     if not decision.allowed:
-        log(
-            Event.APP_DENIED,
-            f"{request.command} {request.app or 'of all apps'} denied to {peer}: {decision.reason}",
-            app=request.app,
-            mode=request.mode,
-            peer=peer,
-            caller=peer,
-            command=request.command.value,
-            reason=decision.reason,
-        )
+        if refusals.requests.refused(peer):
+            log(
+                Event.APP_DENIED,
+                f"{request.command} {request.app or 'of all apps'} denied to {peer}: {decision.reason}",
+                app=request.app,
+                mode=request.mode,
+                peer=peer,
+                caller=peer,
+                command=request.command.value,
+                reason=decision.reason,
+            )
         raise PeerdError(Code.DENIED, reason=f"{name} does not allow this")

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from peerd import network
+from peerd import network, refusals
 from peerd.claims import Claims
 from peerd.config import Config
 from peerd.connection import Connection
@@ -260,7 +260,7 @@ class Hub:
                 self._registry.store_claim(entry)
                 self._keep_claim(entry)
         pending = error.code is Code.PENDING
-        if news or not pending:
+        if (news or not pending) and refusals.connections.refused(address):
             log(
                 Event.PEER_PENDING if pending else Event.PEER_REFUSED,
                 f"Registration of {claim.peer_id} from {address} refused: {error.sentence}",

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
-from peerd import guard, jobs, messages, network, policy, protocol, validate
+from peerd import guard, jobs, messages, network, policy, protocol, refusals, validate
 from peerd.app import AppRequest, answer_to_wire
 from peerd.apphost import AppHost
 from peerd.config import Config, Mode
@@ -24,7 +24,6 @@ from peerd.node import Node
 from peerd.peers import Peer
 from peerd.protocol import Frame
 from peerd.records import Query
-from peerd.refusals import Refusals
 from peerd.session import Caller, Session, unless
 
 T = TypeVar("T")
@@ -42,7 +41,6 @@ class TcpFront(Front):
         self._executor = executor
         self._apps = apps
         self._reader = Reader()
-        self._refusals = Refusals("connections")
         self._of: Counter[str] = Counter()
         self._listing = asyncio.Lock()
         self._links: dict[Connection, asyncio.Task[Any] | None] = {}
@@ -164,9 +162,8 @@ class TcpFront(Front):
         return ""
 
     def _drop(self, link: Connection, who: str, refusal: str) -> None:
-        if self._refusals.recorded(who):
+        if refusals.connections.refused(who):
             log(Event.CONNECTION_REFUSED, f"Connection from {who} refused: {refusal}", address=who)
-        self._refusals.count(who)
         link.abort()
 
     async def _register(self, link: Connection, address: str, frame: Frame) -> str:

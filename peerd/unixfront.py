@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from peerd import cli, messages, network, parameters, users, validate
+from peerd import cli, messages, network, parameters, refusals, users, validate
 from peerd.answer import Answer
 from peerd.commands import BY_NAME, Command
 from peerd.config import Config
@@ -54,7 +54,8 @@ class UnixFront(Front):
 
     async def _handle(self, link: Connection, who: str, hearing: Hearing, frame: Frame) -> None:
         if not network.is_member(link.socket):
-            log(Event.CALLER_REFUSED, f"Connection from {who} refused: no member of the group", caller=who)
+            if refusals.connections.refused(who):
+                log(Event.CALLER_REFUSED, f"Connection from {who} refused: no member of the group", caller=who)
             raise PeerdError(Code.DENIED, reason="only root and members of the group peerd may use d")
         match frame.type:
             case "invoke":

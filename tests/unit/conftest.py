@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import hypothesis
 import pytest
 
-from peerd import fdstore, journal
+from peerd import fdstore, journal, refusals
 from peerd.journal import Event
 from unit.support import FakeStore, Journal, children, descriptors
 
@@ -38,6 +38,8 @@ def records(monkeypatch: pytest.MonkeyPatch) -> Iterator[Journal]:
     """The journal. Every record is checked, and one of an internal error fails the test unless it is expected."""
     sink = Journal()
     monkeypatch.setattr(journal, "journal", sink)
+    for name in ("requests", "connections"):
+        monkeypatch.setattr(refusals, name, refusals.Refusals(name))
     yield sink
     for record in sink.records:
         assert record.message.isprintable(), record

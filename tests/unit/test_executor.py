@@ -320,11 +320,11 @@ def test_who_is_refused_without_end_is_recorded_no_more_than_so_often(
                 await executor.launch(request("x", timeout=61.0), Caller("laptop"))
             assert [len(records.of(Event.COMMAND_ENDED)), len(executor._history.find(history.RAN))] == [4, 4]
             assert len(executor.job(asked[0].exec_id).line) == 256
-            executor._refusals._until = 0.0
+            refusals.requests._until = 0.0
             with pytest.raises(PeerdError):
                 await executor.launch(request("x", timeout=61.0), Caller("mallory"))
             (more,) = records.of(Event.REFUSALS_LEFT_OUT)
-            assert (more.message, more.text("caller")) == ("6 more commands of mallory were refused", "mallory")
+            assert (more.message, more.text("caller")) == ("6 more requests of mallory were refused", "mallory")
 
     asyncio.run(main())
 

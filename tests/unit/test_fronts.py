@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from peerd import __version__, network
+from peerd import __version__, network, refusals
 from peerd.apphost import AppHost
 from peerd.errors import Code, Outcome, PeerdError
 from peerd.history import History
@@ -89,6 +89,9 @@ def test_who_is_not_in_the_group_is_denied_even_where_the_socket_lets_it_in(
                 denied = await wire.ask(type_, {"argv": EXEC, "command": "deletePeer"})
                 assert (denied.type, denied.fields["code"]) == ("error", "denied")
             assert local.executor.requests == []
+            assert len(records.of(Event.CALLER_REFUSED)) == 2
+            monkeypatch.setattr(refusals, "_MOST", 2)
+            assert (await wire.ask("invoke", {"argv": EXEC})).fields["code"] == "denied"
             assert len(records.of(Event.CALLER_REFUSED)) == 2
 
     asyncio.run(main())

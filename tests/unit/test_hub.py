@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from peerd import hub as hub_module
-from peerd import network
+from peerd import network, refusals
 from peerd.config import Mode
 from peerd.connection import Connection
 from peerd.errors import Code, PeerdError
@@ -266,6 +266,25 @@ def test_who_waits_is_shown_and_becomes_a_peer_by_approval(registry: Registry, r
         assert [record.text(name) for name in ("peer", "address", "caller")] == ["laptop", "10.0.0.4", "root@vps"]
         async with registered(hub, ("laptop", "10.0.0.4")):
             assert hub.workers == 1
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("mode", "event"), [(Mode.APPROVAL, Event.PEER_PENDING), (Mode.CLOSED, Event.PEER_REFUSED)], ids=str
+)
+def test_who_registers_under_ever_new_ids_is_recorded_no_more_than_so_often(
+    registry: Registry, records: Journal, monkeypatch: pytest.MonkeyPatch, mode: Mode, event: Event
+) -> None:
+    monkeypatch.setattr(refusals, "_MOST", 3)
+
+    async def main() -> None:
+        hub = hub_of(registry, mode)
+        for number in range(6):
+            await refused(hub, f"laptop{number}", "10.0.0.4")
+        assert len(records.of(event)) == 3
+        await refused(hub, "desktop", "10.0.0.2")
+        assert len(records.of(event)) == 4
 
     asyncio.run(main())
 

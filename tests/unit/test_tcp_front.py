@@ -229,6 +229,23 @@ def test_a_stranger_who_tries_without_end_is_recorded_no_more_than_so_often(
     asyncio.run(main())
 
 
+def test_a_stranger_who_breaks_the_protocol_without_end_is_recorded_no_more_than_so_often(
+    records: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refusals, "_MOST", 2)
+
+    async def main() -> None:
+        async with served() as remote:
+            for _ in range(4):
+                async with greeted(remote, "127.0.0.66") as wire:
+                    wire.link.post_encoded(b"garbage\n")
+                    await wire.expect("error")
+                    await wire.end()
+            assert len(records.of(Event.PROTOCOL_ERROR)) == 2
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("greets", [False, True])
 def test_who_is_no_peer_is_kept_short(records: Journal, greets: bool) -> None:
     long = "a" * protocol.MAX_GREETING
