@@ -1,4 +1,4 @@
-"""Holds other peers to the policy of this machine, and records every decision."""
+"""Holds other peers to the policy of this machine, and records what comes of that."""
 
 from __future__ import annotations
 
@@ -129,6 +129,25 @@ def attend(rules: Policy, job: Job, peer: str, name: str) -> None:
                 reason=decision.reason,
             )
         raise PeerdError(Code.DENIED, reason=f"{name} does not allow this")
+
+
+def note_access(command: str, exec_id: str, owner: str, caller: str, peer: str) -> None:
+    """Record that somebody attaches to a command or stops it, unless it is that caller's own.
+
+    :param command: attachJob or cancelJob
+    :param owner: who asked for what is attached to or stopped, or "" where that is not known here
+    :param peer: the other end
+    """
+    if owner != caller:
+        whose = f", which {owner} asked for" if owner else ""
+        log(
+            Event.COMMAND_ACCESSED,
+            f"{command} by {caller} on {exec_id}{whose}",
+            exec_id=exec_id,
+            peer=peer,
+            caller=caller,
+            command=command,
+        )
 
 
 def entrust(rules: Policy, request: AppRequest, peer: str, name: str) -> None:

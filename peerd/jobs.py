@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from peerd import history, remote, validate
+from peerd import guard, history, remote, validate
 from peerd.answer import Answer
 from peerd.config import Config
 from peerd.connection import Connection
@@ -81,7 +81,9 @@ class Jobs:
 
     async def do_cancel_job(self, session: Session, job: str, peer: str | None = None) -> Answer:
         """Stop a job and all that it started."""
-        ended, result = await self._end(session, job, peer, "cancelJob")
+        where = await self._locate(job, peer)
+        self._note_access(session, "cancelJob", job, where)
+        ended, result = await self._end(session, job, where, "cancelJob")
         return Answer(text=f"{job} on {ended.peer} ended: {result.outcome}, all that it started is gone")
 
     async def do_attach_job(self, session: Session, job: str, peer: str | None = None) -> Answer:
@@ -91,6 +93,8 @@ class Jobs:
         known = await self._ask(session, job, where, "getJob")
         if not known.detached:
             raise PeerdError(Code.NOT_DETACHED, exec_id=job)
+        if not session.resume:
+            self._note_access(session, "attachJob", job, where)
         session.running(job, 1)
         result = await self.hear(where, job, session, offsets, session.resume is not None)
         if result is None:
@@ -154,6 +158,18 @@ class Jobs:
         entry = self._history.get(history.ASKED, exec_id)
         if result and entry and entry.peer == peer and entry.job.result is None:
             self._history.put(history.ASKED, peer, replace(entry.job, result=result))
+
+    def _note_access(self, session: Session, command: str, job: str, where: str) -> None:
+        """Record that a local caller deals with a job of another's, or of one that nobody here is known to own.
+
+        :raises PeerdError: NO_SUCH_JOB
+        """
+        if where == self._node.peer_id:
+            owner = self._executor.job(job).caller
+        else:
+            entry = self._history.get(history.ASKED, job)
+            owner = entry.job.caller if entry and entry.peer == where else ""
+        guard.note_access(command, job, owner, str(session.caller), where)
 
     async def _locate(self, job: str, peer: str | None) -> str:
         """The id of the peer where a job runs or ran.

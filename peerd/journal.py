@@ -48,6 +48,7 @@ class Event(enum.Enum):
     COMMAND_DENIED = _Kind("da1b529ff02041e495d577627ac01d1f", syslog.LOG_WARNING)
     COMMAND_STARTED = _Kind("35c1bf74278c406caece77f389c208e1")
     COMMAND_ENDED = _Kind("9ec0fec5d2cc41e982525b0da0a1419a")
+    COMMAND_ACCESSED = _Kind("29ed8f826fbe481a9757e432a955ecc7", syslog.LOG_NOTICE)
     APP_ASKED = _Kind("e782adc4948148799341de5caf96493e")
     APP_CHANGED = _Kind("413598f7a2924a5aad75b4e8377c5da1", syslog.LOG_NOTICE)
     APP_FAILED = _Kind("40a6e09d67874d8796725dde1a7612e7", syslog.LOG_WARNING)

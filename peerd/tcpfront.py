@@ -259,6 +259,7 @@ class TcpFront(Front):
         job = self._executor.job(exec_id)
         if not job.detached and job.caller != peer.peer_id:
             raise PeerdError(Code.NOT_DETACHED, exec_id=exec_id)
+        guard.note_access("attachJob", exec_id, job.caller, peer.peer_id, peer.peer_id)
         await self._attend(link, Caller(peer.peer_id), exec_id, messages.take_offsets(fields))
 
     async def _attend(self, link: Connection, caller: Caller, exec_id: str, offsets: Offsets) -> None:
@@ -294,6 +295,8 @@ class TcpFront(Front):
 
     async def _job(self, link: Connection, peer: Peer, type_: str, fields: Mapping[str, object]) -> None:
         exec_id = self._allowed(peer, fields)
+        if type_ == "cancelJob":
+            guard.note_access(type_, exec_id, self._executor.job(exec_id).caller, peer.peer_id, peer.peer_id)
         async with Conversation(link) as talk:
             job = await _while_there(talk, jobs.answer(self._executor, type_, exec_id))
         # Only now: what comes after the answer is the next request, and not said during this one.

@@ -19,6 +19,7 @@ from peerd.errors import Code, Outcome, PeerdError
 from peerd.executor import Executor
 from peerd.history import History
 from peerd.job import MAX_SHOWN_COMMAND, Job
+from peerd.journal import Event
 from peerd.messages import ExecRequest, ExecResult
 from peerd.node import Node
 from peerd.peers import Peer
@@ -30,7 +31,7 @@ from peerd.stdin import Stdin
 from peerd.storage import Storage
 from peerd.units import Units
 from unit.fake_systemd import FakeSystemd
-from unit.support import EXEC_ID, FakePeers, FakeScopes, Heard, Wire, linked, settings
+from unit.support import EXEC_ID, FakePeers, FakeScopes, Heard, Journal, Wire, linked, settings
 
 LAPTOP = Peer("laptop", "127.0.0.4", is_online=True)
 DESKTOP = Peer("desktop", "127.0.0.2", is_online=True)
@@ -40,6 +41,7 @@ RESULT = ExecResult(Outcome.EXITED, 3, duration_usec=5, started_usec=1_000_000, 
 ENDED = replace(JOB, result=RESULT)
 NO_SUCH_JOB = PeerdError(Code.NO_SUCH_JOB, exec_id=EXEC_ID)
 CANCELLED_STATUS = 130
+OTHER = Caller("laptop")
 
 
 @pytest.fixture(autouse=True)
@@ -91,9 +93,9 @@ class Here:
             wires.append(wire)
         return wires
 
-    async def runs(self, command: str, exec_id: str = EXEC_ID, detach: bool = False) -> None:
+    async def runs(self, command: str, exec_id: str = EXEC_ID, detach: bool = False, caller: Caller = OTHER) -> None:
         """Have a command run here that somebody else asked for."""
-        await self.executor.launch(ExecRequest(exec_id, "/", command, detach=detach), Caller("laptop"))
+        await self.executor.launch(ExecRequest(exec_id, "/", command, detach=detach), caller)
 
 
 @asynccontextmanager
@@ -616,6 +618,64 @@ def test_a_job_of_a_peer_is_cancelled_there(tmp_path: Path) -> None:
             answer = await cancelling
             assert (answer.status, answer.error) == (0, None)
             assert f"{EXEC_ID} on laptop ended: cancelled" in answer.text
+
+    asyncio.run(main())
+
+
+def accessed(records: Journal) -> list[list[str | None]]:
+    """What is on record of another's commands."""
+    names = ("caller", "command", "exec_id", "peer")
+    return [[record.text(name) for name in names] for record in records.of(Event.COMMAND_ACCESSED)]
+
+
+@pytest.mark.parametrize("caller", [OTHER, Caller("vps", "root"), Caller("vps", "ann")], ids=str)
+def test_who_deals_with_another_ones_job_is_on_record(tmp_path: Path, records: Journal, caller: Caller) -> None:
+    async def main() -> None:
+        async with machine(tmp_path) as here:
+            await here.runs("echo up; exec sleep 1000", detach=True, caller=caller)
+            attaching = here.call("attachJob", job=EXEC_ID)
+            await here.heard.spoke.wait()
+            here.cancel.set()
+            await attaching
+            here.cancel.clear()
+            await here.call("cancelJob", job=EXEC_ID)
+            await here.call("attachJob", Resume(EXEC_ID, 1, {"stdout": 3, "stderr": 0}), job=EXEC_ID)
+        own = str(caller) == "ann@vps"
+        assert accessed(records) == (
+            [] if own else [["ann@vps", command, EXEC_ID, "vps"] for command in ("attachJob", "cancelJob")]
+        )
+        assert all(str(caller) in record.message for record in records.of(Event.COMMAND_ACCESSED))
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("caller", ["", "bob@vps", "ann@vps"])
+def test_who_stops_another_ones_job_on_a_peer_is_on_record(tmp_path: Path, records: Journal, caller: str) -> None:
+    async def main() -> None:
+        async with machine(tmp_path) as here:
+            if caller:
+                here.past.put(history.ASKED, "laptop", replace(JOB, caller=caller))
+            cancelling = here.call("cancelJob", job=EXEC_ID, peer="laptop")
+            (wire,) = await here.asked("cancelJob")
+            assert accessed(records) == ([] if caller == "ann@vps" else [["ann@vps", "cancelJob", EXEC_ID, "laptop"]])
+            tell(wire, ENDED)
+            await cancelling
+
+    asyncio.run(main())
+
+
+def test_who_attaches_to_a_job_on_a_peer_that_was_not_asked_from_here_is_on_record(
+    tmp_path: Path, records: Journal
+) -> None:
+    async def main() -> None:
+        async with machine(tmp_path) as here:
+            attaching = here.call("attachJob", job=EXEC_ID, peer="laptop")
+            (wire,) = await here.asked("getJob")
+            tell(wire, ENDED)
+            await wire.expect("attachJob")
+            wire.link.post("result", RESULT.to_wire())
+            await attaching
+            assert accessed(records) == [["ann@vps", "attachJob", EXEC_ID, "laptop"]]
 
     asyncio.run(main())
 

@@ -457,7 +457,7 @@ def test_a_request_that_is_nested_deeply_is_an_error_of_its_sender(name: str, de
     ],
 )
 def test_a_peer_deals_with_the_commands_that_the_policy_gives_it(
-    owner: str, rules: Policy, allowed: bool, monkeypatch: pytest.MonkeyPatch
+    owner: str, rules: Policy, allowed: bool, records: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = Job("0" * 16, "vps", owner, "/", "true", "root", True, 1, ExecResult(Outcome.EXITED, 3))
     monkeypatch.setattr(FakeExecutor, "job", lambda self, exec_id: job)
@@ -470,6 +470,8 @@ def test_a_peer_deals_with_the_commands_that_the_policy_gives_it(
                 answer = await wire.ask(message, {"execId": job.exec_id})
                 assert (answer.type, answer.fields.get("code")) == (("reply", None) if allowed else ("error", "denied"))
             assert (await wire.ask("listJobs")).fields == {"count": 1 if allowed else 0}
+        accessed = [(record.text("caller"), record.text("command")) for record in records.of(Event.COMMAND_ACCESSED)]
+        assert accessed == ([("laptop", "cancelJob")] if allowed and owner != "laptop" else [])
 
     async def done(self: FakeExecutor, exec_id: str) -> Job:
         return job
@@ -922,15 +924,21 @@ def test_the_peers_of_one_leader_keep_their_connections_when_a_machine_goes_to_a
 JOB = Job(EXEC_ID, "vps", "laptop", "/tmp", "make", "root", True, 5)
 
 
-@pytest.mark.parametrize(("owner", "detached", "answer"), [("laptop", False, "result"), ("desktop", True, "result")])
-def test_a_peer_attaches_to_its_own_command_or_to_a_detached_one(
-    owner: str, detached: bool, answer: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("owner", "detached", "recorded"), [("laptop", False, []), ("laptop", True, []), ("desktop", True, ["attachJob"])]
+)
+def test_a_peer_attaches_to_its_own_command_or_to_a_detached_one_and_that_is_recorded(
+    owner: str, detached: bool, recorded: list[str], records: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert attached(owner, detached, monkeypatch) == answer
+    assert attached(owner, detached, monkeypatch) == "result"
+    assert [record.text("command") for record in records.of(Event.COMMAND_ACCESSED)] == recorded
 
 
-def test_a_peer_does_not_attach_to_what_another_one_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_peer_does_not_attach_to_what_another_one_waits_for(
+    records: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert attached("desktop", False, monkeypatch) == "not-detached"
+    assert not records.of(Event.COMMAND_ACCESSED)
 
 
 def attached(owner: str, detached: bool, monkeypatch: pytest.MonkeyPatch) -> str:
