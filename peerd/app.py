@@ -142,14 +142,17 @@ def answer_to_wire(answer: Answer, notes: Sequence[str]) -> dict[str, object]:
     return {**fields, "error": answer.error.to_wire()} if answer.error else fields
 
 
-def answer_from_wire(fields: Mapping[str, object], command: AppCommand) -> tuple[Answer, list[str]]:
+def answer_from_wire(fields: Mapping[str, object], request: AppRequest) -> tuple[Answer, list[str]]:
     """The answer in the fields of a reply, and what is to be said beside it.
 
+    :param request: what was asked
     :raises PeerdError: BAD_MESSAGE
     """
-    names = {AppCommand.LIST: LISTED, AppCommand.STATUS: SHOWN}.get(command)
+    names = {AppCommand.LIST: LISTED, AppCommand.STATUS: SHOWN}.get(request.command)
     data = [{name: take_optional(row, name, _cell) for name in names} for row in _rows(fields)] if names else None
-    text = take(fields, "text", _note, "")
+    # A sentence on each unit; a line beyond those may be meant to look like somebody else's.
+    lines = take(fields, "text", _text, "").split("\n", len(MODES) - 1 if request.mode == ALL else 0)
+    text = "\n".join(map(validate.printable, lines))
     notes = take_optional(fields, "notes", _notes) or []
     given = fields.get("error")
     error = PeerdError.from_wire(given) if isinstance(given, dict) else None
@@ -170,12 +173,11 @@ def _cell(value: object) -> str | int:
     return validate.string(value, "field", MAX_TEXT)
 
 
-def _note(value: object) -> str:
-    lines = validate.string(value, "text", _MAX_NOTE).splitlines()
-    return "\n".join(validate.printable(line) for line in lines)
+def _text(value: object) -> str:
+    return validate.string(value, "text", _MAX_NOTE)
 
 
 def _notes(value: object) -> list[str]:
     if not isinstance(value, list) or len(value) > _MAX_NOTES:
         raise ValueError(f"must be a list of at most {_MAX_NOTES} texts")
-    return [_note(item) for item in value]
+    return [validate.printable(_text(item)) for item in value]

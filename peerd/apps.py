@@ -103,7 +103,7 @@ class Apps:
             if begun and request.command.changes:
                 raise PeerdError(Code.APP_LOST, app=request.app, peer=peer) from None
             raise remote.connect_failed(target, error) from None
-        answer, notes = answer_from_wire(reply.fields, request.command)
+        answer, notes = answer_from_wire(reply.fields, request)
         for note in notes:
             session.say(note)
         return answer

@@ -74,7 +74,7 @@ ROW: dict[str, object] = {**dict.fromkeys(SHOWN), "app": "cad", "unit": "cad.ser
 )
 def test_an_answer_survives_the_wire(command: AppCommand, answer: Answer) -> None:
     fields = frames(encode("reply", answer_to_wire(answer, ["note"])))[0].fields
-    again, notes = answer_from_wire(fields, command)
+    again, notes = answer_from_wire(fields, AppRequest(command))
     assert (again.data, again.text, again.status, notes) == (answer.data, answer.text, answer.status, ["note"])
     assert (again.error and again.error.text) == (answer.error and answer.error.text)
 
@@ -100,17 +100,24 @@ def test_an_answer_survives_the_wire(command: AppCommand, answer: Answer) -> Non
 )
 def test_an_answer_that_is_out_of_bounds_is_refused(fields: dict[str, object]) -> None:
     with pytest.raises(PeerdError) as caught:
-        answer_from_wire(fields, AppCommand.STATUS)
+        answer_from_wire(fields, AppRequest(AppCommand.STATUS))
     assert caught.value.code is Code.BAD_MESSAGE
 
 
 def test_what_another_machine_says_cannot_drive_a_terminal() -> None:
-    answer, notes = answer_from_wire({"text": "a\x1b[2J\nb", "notes": ["\x1bc"]}, AppCommand.START)
+    answer, notes = answer_from_wire({"text": "a\x1b[2J\nb", "notes": ["\x1bc"]}, AppRequest(AppCommand.START))
     assert (answer.text, notes) == ("a\\x1b[2J\nb", ["\\x1bc"])
 
 
+@pytest.mark.parametrize(("mode", "text"), [(ALL, "a\nb\\nc\\u2028d"), ("prod", "a\\nb\\nc\\u2028d")])
+def test_what_another_machine_says_stays_on_its_line(mode: str, text: str) -> None:
+    fields: dict[str, object] = {"text": "a\nb\nc\u2028d", "notes": ["a\nPermission denied"]}
+    answer, notes = answer_from_wire(fields, AppRequest(AppCommand.START, "cad", mode))
+    assert (answer.text, notes) == (text, ["a\\nPermission denied"])
+
+
 def test_unknown_fields_of_a_row_are_left_out() -> None:
-    answer, _ = answer_from_wire({"data": [{**ROW, "more": 1}]}, AppCommand.STATUS)
+    answer, _ = answer_from_wire({"data": [{**ROW, "more": 1}]}, AppRequest(AppCommand.STATUS))
     assert answer.data == [ROW]
 
 
