@@ -69,8 +69,9 @@ def log(event: Event, message: str, **fields: object) -> None:
     """Write one record.
 
     :param message: the sentence; control characters in it are escaped, so that one record stays one line
-    :param fields: PEERD_ fields without that prefix, in lower case; None and "" are left out, bytes of control
-        characters are kept as they are, because a field of the journal has a length and not an end
+    :param fields: PEERD_ fields without that prefix, in lower case, but for ``unit``, which is OBJECT_SYSTEMD_UNIT;
+        None and "" are left out, others cut after 8192 characters. Control characters are kept as they are, because a
+        field of the journal has a length and not an end
     """
     kind = event.value
     record = {

@@ -130,6 +130,7 @@ def check_hello(fields: Mapping[str, object]) -> Hello:
 
     oldest = take(fields, "protocol", version)
     newest = take(fields, "newest", version, oldest)
+    # That of the program is for people who read along, and decides nothing.
     take(fields, "version", _text, "")
     spoken = min(newest, PROTOCOL_VERSION)
     if spoken < max(oldest, OLDEST_VERSION):

@@ -22,7 +22,8 @@ _STEP = 1024 * 1024
 class Storage:
     """The files of a directory, which is made with mode 0700 if it does not exist.
 
-    Where it cannot be made or read that is recorded, and tried again with the next command.
+    Where it cannot be made or read that is recorded. It is made with the next command; what could not be read is left
+    alone until peerd starts anew.
 
     :param config: gives the settings in force
     """
