@@ -132,11 +132,8 @@ class Database:
             self._trouble = ""
         self._changed = self._changed or (matters and self._precious)
 
-    def back_up(self, at_once: bool = False) -> None:
-        """Make a backup where there is something new: beside the file, and so that there is always a whole one.
-
-        :param at_once: also of what does not matter much
-        """
+    def back_up(self) -> None:
+        """Make a backup where there is something new: beside the file, and so that there is always a whole one."""
         old = time.monotonic() - self._backed_up >= _APART
         if self._path is None or self._served_from_memory or not (self._changed or (self._precious and old)):
             return
