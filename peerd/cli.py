@@ -157,7 +157,9 @@ def parse(
     """
     if argv[:1] == [COMPLETE]:
         return Reply("".join(f"{word}\n" for word in complete(argv[1:], known)))
-    args = ["version" if arg == "--version" and not index else arg for index, arg in enumerate(argv)]
+    args = list(argv)
+    if args[:1] == ["--version"]:
+        args[0] = "version"
     if not args or args == ["help"]:
         args = ["--help"]
     elif args[0] == "help":

@@ -40,7 +40,6 @@ _MOST_BYTES = 1024
 _RTMGRP = 0x1 | 0x10 | 0x40
 _WG_TIMEOUT = 5.0
 _ADDRESS_BITS = 32
-_LENGTHS = range(_ADDRESS_BITS + 1)
 _GONE_AFTER = 15_000
 """Milliseconds after which a machine that takes nothing is taken for gone."""
 _KEEPALIVE = (
@@ -224,8 +223,9 @@ class KeyTable:
                 address, _, length = allowed.partition("/")
                 # Of the two families only this one has our peers.
                 with contextlib.suppress(OSError, ValueError):
-                    bits = _LENGTHS.index(int(length))
-                    self._by_length.setdefault(bits, {})[_number(address) >> (_ADDRESS_BITS - bits)] = columns[0]
+                    number, bits = _number(address), int(length)
+                    if 0 <= bits <= _ADDRESS_BITS:
+                        self._by_length.setdefault(bits, {})[number >> (_ADDRESS_BITS - bits)] = columns[0]
         self._lengths = sorted(self._by_length, reverse=True)
 
     def of(self, address: str) -> str:
