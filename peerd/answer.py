@@ -1,4 +1,4 @@
-"""What a command has to say to whoever gave it."""
+"""What a command has to say to whoever gave it. Pure code."""
 
 from __future__ import annotations
 

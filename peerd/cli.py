@@ -1,4 +1,4 @@
-"""The command line of ``d``: arguments in, an invocation or a finished reply out. It prints nothing and asks nobody.
+"""The command line of ``d``: arguments in, an invocation or a finished reply out. Pure code.
 
 Both ends use it: the daemon, which has click loaded, for every call; ``d`` itself only where no daemon answers.
 """

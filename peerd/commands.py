@@ -1,4 +1,4 @@
-"""The commands of ``d``: one table, from which the parser, help, completion and the service's methods derive. Pure."""
+"""The commands of ``d``: one table, from which the parser, help, completion and the service derive. Pure code."""
 
 from __future__ import annotations
 

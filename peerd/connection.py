@@ -1,4 +1,4 @@
-"""Frames over a stream of asyncio: the protocol's pure code with bytes moved for it."""
+"""Frames over a stream of asyncio: what moves the bytes of :mod:`peerd.protocol`."""
 
 from __future__ import annotations
 

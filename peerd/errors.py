@@ -1,4 +1,4 @@
-"""Every error that peerd reports, in one table.
+"""Every error that peerd reports, in one table. Pure code.
 
 Code raises :class:`PeerdError`; it becomes a sentence with hints, a wire message, an outcome and an exit status
 here and nowhere else.

@@ -1,7 +1,7 @@
 """JSON for the client: what :mod:`json` is built on in CPython, without that module's own import.
 
 That would take as long as the interpreter itself, most of it for :mod:`re`. Where another Python has these parts in
-another form, it is :mod:`json` all the same.
+another form, it is :mod:`json` all the same. Pure code.
 """
 
 TYPE_CHECKING = False

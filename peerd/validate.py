@@ -1,4 +1,4 @@
-"""Validators for everything that another party can say.
+"""Validators for everything that another party can say. Pure code.
 
 Each takes the value and returns it in its proper type, or raises :class:`ValueError` with a sentence
 that names what was wrong.
