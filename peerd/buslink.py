@@ -32,6 +32,15 @@ class Connection(MessageBus):
     def _create_unmarshaller(self) -> Any:
         return super()._create_unmarshaller() if busreader is None else busreader.Reader(self._stream, self._sock)
 
+    async def _auth_readline(self) -> str:
+        # dbus_next reads on at the end of the stream, without ever letting the event loop do something else.
+        line = b""
+        while not line.endswith(b"\r\n"):
+            if not (more := await self._loop.sock_recv(self._sock, 2)):
+                raise EOFError("the bus hung up")
+            line += more
+        return line[:-2].decode()
+
 
 def _refuse(message: Message) -> Message | bool:
     if busreader is None or not busreader.is_cut(message):
