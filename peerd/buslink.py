@@ -75,7 +75,10 @@ def is_heard(message: Message, interface: str, member: str) -> bool:
 
 async def leave(bus: MessageBus) -> None:
     """Disconnect, if that has not happened yet, and close what dbus_next would leave to the garbage collector."""
-    if bus.connected and _greeted(bus):
+    if cast("str | None", bus.unique_name) is None:
+        # Not greeted yet: dbus_next would leave its reader with the event loop, and the next socket has its number.
+        bus._finalize()
+    elif bus.connected:
         bus.disconnect()
     await gone(bus)
     bus._stream.close()
@@ -84,12 +87,7 @@ async def leave(bus: MessageBus) -> None:
 
 async def gone(bus: MessageBus) -> None:
     """Wait for the end of a connection that was made."""
-    if _greeted(bus):
-        # A task of its own: to be cancelled here must not cancel the library's future, whose end may then be nobody's.
-        ended = asyncio.ensure_future(bus.wait_for_disconnect())
-        ended.add_done_callback(lambda done: done.cancelled() or done.exception())
-        await asyncio.wait({ended})
-
-
-def _greeted(bus: MessageBus) -> bool:
-    return cast("str | None", bus.unique_name) is not None
+    # A task of its own: to be cancelled here must not cancel the library's future, whose end may then be nobody's.
+    ended = asyncio.ensure_future(bus.wait_for_disconnect())
+    ended.add_done_callback(lambda done: done.cancelled() or done.exception())
+    await asyncio.wait({ended})

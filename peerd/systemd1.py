@@ -51,17 +51,28 @@ class Systemd:
             if self._bus and self._bus.connected:
                 return self._bus
             try:
-                bus = await asyncio.wait_for(buslink.Connection(bus_type=BusType.SYSTEM).connect(), CALL_TIMEOUT)
-            except (OSError, EOFError) as error:
+                bus = buslink.Connection(bus_type=BusType.SYSTEM)
+            except OSError as error:
                 raise SystemdError(f"no system bus: {error}") from None
-            buslink.widen(bus)
-            bus.add_message_handler(self._on_message)
-            rule = f"type='signal',sender='{_SERVICE}',path='{_PATH}',interface='{_MANAGER}',member='JobRemoved'"
-            await _call(bus, _DBUS, "/org/freedesktop/DBus", _DBUS, "AddMatch", "s", [rule])
-            await _call(bus, _SERVICE, _PATH, _MANAGER, "Subscribe")
+            try:
+                await self._greet(bus)
+            except BaseException:
+                await buslink.leave(bus)
+                raise
             self._bus = bus
             self._watcher = asyncio.create_task(self._watch(bus))
             return bus
+
+    async def _greet(self, bus: MessageBus) -> None:
+        try:
+            await asyncio.wait_for(bus.connect(), CALL_TIMEOUT)
+        except (OSError, EOFError) as error:
+            raise SystemdError(f"no system bus: {error}") from None
+        buslink.widen(bus)
+        bus.add_message_handler(self._on_message)
+        rule = f"type='signal',sender='{_SERVICE}',path='{_PATH}',interface='{_MANAGER}',member='JobRemoved'"
+        await _call(bus, _DBUS, "/org/freedesktop/DBus", _DBUS, "AddMatch", "s", [rule])
+        await _call(bus, _SERVICE, _PATH, _MANAGER, "Subscribe")
 
     async def _watch(self, bus: MessageBus) -> None:
         # A call on a connection that broke would wait for ever.

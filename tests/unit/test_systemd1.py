@@ -18,6 +18,7 @@ class FakeBus:
     """Takes the place of a connection to the system bus.
 
     :ivar answer: what becomes of a call
+    :ivar closed: how often its socket and its stream were closed
     """
 
     connected = True
@@ -25,6 +26,7 @@ class FakeBus:
 
     def __init__(self, answer: Callable[[Message], list[Any]]) -> None:
         self.answer = answer
+        self.closed = 0
         self.gone = asyncio.Event()
         self.asked: asyncio.Queue[Message] = asyncio.Queue()
         self.handler: Callable[[Message], None] = lambda message: None
@@ -33,8 +35,14 @@ class FakeBus:
     def _sock(self) -> FakeBus:
         return self
 
+    _stream = _sock
+
     def setsockopt(self, *option: int) -> None:
         """Take any."""
+
+    def close(self) -> None:
+        """Count it."""
+        self.closed += 1
 
     def add_message_handler(self, handler: Callable[[Message], None]) -> None:
         self.handler = handler
@@ -150,5 +158,22 @@ def test_what_systemd_refuses_is_said_in_its_words(
             with pytest.raises(SystemdError, match="StartUnit: it said so") as caught:
                 await start(systemd, "a.service")
             assert type(caught.value) is kind
+
+    asyncio.run(main())
+
+
+def test_a_connection_over_which_systemd_does_not_answer_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async def silent(message: Message) -> Message:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        monkeypatch.setattr(systemd1, "CALL_TIMEOUT", 0.01)
+        bus = FakeBus(lambda _: [])
+        monkeypatch.setattr(bus, "call", silent)
+        monkeypatch.setattr(buslink, "Connection", lambda bus_type: bus)
+        with pytest.raises(SystemdError, match="no answer"):
+            await Systemd().connect()
+        assert bus.closed == 2
 
     asyncio.run(main())
