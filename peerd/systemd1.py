@@ -67,7 +67,7 @@ class Systemd:
         try:
             await asyncio.wait_for(bus.connect(), CALL_TIMEOUT)
         except (OSError, EOFError) as error:
-            raise SystemdError(f"no system bus: {error}") from None
+            raise SystemdError(f"no system bus: {str(error) or type(error).__name__}") from None
         buslink.widen(bus)
         bus.add_message_handler(self._on_message)
         rule = f"type='signal',sender='{_SERVICE}',path='{_PATH}',interface='{_MANAGER}',member='JobRemoved'"

@@ -177,3 +177,18 @@ def test_a_connection_over_which_systemd_does_not_answer_is_closed(monkeypatch: 
         assert bus.closed == 2
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("error", [EOFError(), ConnectionResetError("EOFError")])
+def test_why_the_system_bus_cannot_be_used_is_said(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    async def main() -> None:
+        async def connect() -> FakeBus:
+            raise error
+
+        bus = FakeBus(lambda _: [])
+        monkeypatch.setattr(bus, "connect", connect)
+        monkeypatch.setattr(buslink, "Connection", lambda bus_type: bus)
+        with pytest.raises(SystemdError, match="no system bus: EOFError"):
+            await Systemd().connect()
+
+    asyncio.run(main())
