@@ -17,6 +17,7 @@ from dbus_next.aio import MessageBus
 from peerd import busapi, busvalues, parameters, users
 from peerd.answer import Answer
 from peerd.busapi import INTERFACES, MANAGER, ROOT, Refused
+from peerd.buscallers import Callers
 from peerd.busjobs import Jobs
 from peerd.buslink import Connection, gone, is_heard, leave, post, widen
 from peerd.busobjects import Objects
@@ -61,13 +62,12 @@ class Bus:
     ) -> None:
         self._node = node
         self._service = service
-        self._config = config
         self._address = address
         self._bus: MessageBus | None = None
         self._holder: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._polkit = Polkit(self._call)
-        self._callers: dict[str, list[asyncio.Event]] = {}
+        self._callers = Callers(self._ask_bus, lambda: config().max_connections)
         self._jobs = Jobs(executor, self._signal)
         self._objects = Objects(node, self._status, self._jobs, self._signal)
         self._due: asyncio.TimerHandle | None = None
@@ -119,15 +119,17 @@ class Bus:
             self._bus = bus
             await self._objects.begin()
             bus.add_message_handler(self._on_message)
-            [reply] = await self._call(_DBUS, _DBUS_PATH, _DBUS, "RequestName", "su", [busapi.NAME, _NO_QUEUE])
+            [reply] = await self._ask_bus("RequestName", "su", [busapi.NAME, _NO_QUEUE])
             if reply not in _OWNER:
                 raise ConnectionError(f"{busapi.NAME} belongs to somebody else")
             await gone(bus)
         finally:
             self._bus = None
-            for cancel in [event for events in self._callers.values() for event in events]:
-                cancel.set()
+            self._callers.all_left()
             await leave(bus)
+
+    async def _ask_bus(self, member: str, signature: str, body: list[Any]) -> list[Any]:
+        return await self._call(_DBUS, _DBUS_PATH, _DBUS, member, signature, body)
 
     async def _call(
         self,
@@ -165,16 +167,12 @@ class Bus:
         for fd in message.unix_fds:
             os.close(fd)
         if message.message_type is MessageType.METHOD_CALL:
-            if len(self._tasks) < self._config().max_connections:
-                self._spawn(self._answer(message))
-            else:
-                text = "too many calls at once (max-connections)"
-                self._send(Message.new_error(message, f"{_DBUS}.Error.LimitsExceeded", text))
+            self._spawn(self._answer(message))
             return True
         if is_heard(message, _DBUS, "NameOwnerChanged"):
             name, _, owner = message.body
-            for cancel in self._callers.get(name, []) if not owner else []:
-                cancel.set()
+            if not owner:
+                self._callers.left(name)
         return False
 
     async def _answer(self, message: Message) -> None:
@@ -307,24 +305,9 @@ class Bus:
         self, message: Message, command: Command, params: Mapping[str, Any], sink: Collected | Pipes
     ) -> AsyncIterator[Session]:
         """The session of a call, for whoever may; it is cancelled when its caller leaves the bus."""
-        sender, cancel = str(message.sender), asyncio.Event()
-        rule = f"type='signal',sender='{_DBUS}',member='NameOwnerChanged',arg0='{sender}'"
-        watched = sender in self._callers
-        self._callers.setdefault(sender, []).append(cancel)
-        try:
-            # Watched first: one that has gone by now has no user any more. Once for all its calls: the bus has no more
-            # than 512 rules for a connection (max_match_rules_per_connection, dbus-daemon(1)).
-            if not watched:
-                await self._call(_DBUS, _DBUS_PATH, _DBUS, "AddMatch", "s", [rule])
-            [uid] = await self._call(_DBUS, _DBUS_PATH, _DBUS, "GetConnectionUnixUser", "s", [sender])
+        async with self._callers.calling(str(message.sender)) as (uid, left):
             await self._polkit.authorize(message, uid, command, params)
-            yield _session(Caller(self._node.peer_id, users.name(uid)), sink, cancel)
-        finally:
-            self._callers[sender].remove(cancel)
-            if not self._callers[sender]:
-                del self._callers[sender]
-                with contextlib.suppress(OSError, EOFError, Refused):
-                    await self._call(_DBUS, _DBUS_PATH, _DBUS, "RemoveMatch", "s", [rule])
+            yield _session(Caller(self._node.peer_id, users.name(uid)), sink, left)
 
     # --- what is shown
 

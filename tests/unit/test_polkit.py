@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from dbus_next import Message, MessageFlag
 
-from peerd import polkit
+from peerd import polkit, turns
 from peerd.busapi import Refused
 from peerd.commands import BY_NAME
 from peerd.polkit import Polkit
 
+INTERACTIVE = MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION
 MESSAGE = Message("org.automatelinux.peerd1", "/", "x.y", "ExecOnPeer")
+PATIENT = Message("org.automatelinux.peerd1", "/", "x.y", "ExecOnPeer", flags=INTERACTIVE)
 HOSTNAME = {"peer": "laptop", "directory": "/", "shell_cmd": "hostname"}
 SOMEBODY = os.getuid() + 1
 
@@ -66,7 +70,7 @@ def test_root_is_not_asked_about() -> None:
     [
         ([False, False, {}], MessageFlag.NONE, "AccessDenied"),
         ([False, True, {}], MessageFlag.NONE, "InteractiveAuthorizationRequired"),
-        ([False, True, {}], MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION, "AccessDenied"),
+        ([False, True, {}], INTERACTIVE, "AccessDenied"),
         (Refused("ServiceUnknown", "no polkit"), MessageFlag.NONE, "AccessDenied"),
     ],
 )
@@ -82,30 +86,77 @@ def test_who_may_not_is_refused(answer: Any, flags: MessageFlag, name: str) -> N
     assert caught.value.name == f"org.freedesktop.DBus.Error.{name}"
 
 
-def test_who_takes_time_to_answer_does_not_keep_others_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(polkit, "_AT_ONCE", {False: 2, True: 1})
+class Authority:
+    """A polkit that lets a user do everything at once, another after a password, and counts what it is asked.
 
+    :ivar asked: how often, without and with a password
+    :ivar most: how many questions of each kind there were at once
+    """
+
+    def __init__(self, needs_password: Callable[[], bool]) -> None:
+        self.needs_password = needs_password
+        self.password = asyncio.Event()
+        self.asked, self.now, self.most = Counter[int](), Counter[int](), Counter[int]()
+
+    async def call(self, *arguments: Any) -> list[Any]:
+        """Answer a question."""
+        interactive = arguments[5][3]
+        challenge = self.needs_password()
+        self.asked[interactive] += 1
+        self.now[interactive] += 1
+        self.most[interactive] = max(self.most[interactive], self.now[interactive])
+        await (self.password.wait() if interactive and challenge else asyncio.sleep(0))
+        self.now[interactive] -= 1
+        return [[interactive or not challenge, challenge and not interactive, {}]]
+
+
+def test_who_needs_no_password_is_asked_about_once() -> None:
     async def main() -> None:
-        asked, most, password = 0, 0, asyncio.Event()
+        authority = Authority(lambda: False)
+        await Polkit(authority.call).authorize(PATIENT, SOMEBODY, BY_NAME["execOnPeer"], HOSTNAME)
+        assert authority.asked == {0: 1}
 
-        async def call(*arguments: Any) -> list[Any]:
-            nonlocal asked, most
-            if arguments[5][3]:
-                await password.wait()
-            asked += 1
-            most = max(most, asked)
-            await asyncio.sleep(0)
-            asked -= 1
-            return [[True, False, {}]]
+    asyncio.run(main())
 
-        authority = Polkit(call)
-        flags = MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION
-        slow = Message("org.automatelinux.peerd1", "/", "x.y", "ExecOnPeer", flags=flags)
-        command = BY_NAME["execOnPeer"]
-        typing = [asyncio.create_task(authority.authorize(slow, SOMEBODY, command, HOSTNAME)) for _ in range(3)]
-        await asyncio.gather(*(authority.authorize(MESSAGE, SOMEBODY, command, HOSTNAME) for _ in range(9)))
-        assert most <= 2
-        password.set()
-        await asyncio.gather(*typing)
+
+def test_a_password_is_asked_for_where_that_is_needed_and_wanted() -> None:
+    async def main() -> None:
+        authority = Authority(lambda: True)
+        authority.password.set()
+        await Polkit(authority.call).authorize(PATIENT, SOMEBODY, BY_NAME["execOnPeer"], HOSTNAME)
+        assert authority.asked == {0: 1, 1: 1}
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("message", [MESSAGE, PATIENT], ids=["at once", "patient"])
+def test_who_takes_time_to_answer_does_not_keep_others_out(message: Message) -> None:
+    async def main() -> None:
+        needs_password = True
+        authority = Authority(lambda: needs_password)
+        asking, command = Polkit(authority.call), BY_NAME["execOnPeer"]
+        typing = [asyncio.create_task(asking.authorize(PATIENT, SOMEBODY, command, HOSTNAME)) for _ in range(40)]
+        await turns.let_pass(20)
+        assert authority.now[1] == polkit._AT_ONCE[True][1]
+        needs_password = False
+        await asking.authorize(message, SOMEBODY + 1, command, HOSTNAME)
+        needs_password = True
+        other = asyncio.create_task(asking.authorize(PATIENT, SOMEBODY + 2, command, HOSTNAME))
+        await turns.let_pass(20)
+        authority.password.set()
+        await asyncio.gather(*typing, other)
+        assert authority.most[0] <= polkit._AT_ONCE[False][1] + 1
+        assert authority.most[1] == polkit._AT_ONCE[True][1] + 1
+
+    asyncio.run(main())
+
+
+def test_there_are_no_more_questions_at_once_than_the_bus_takes() -> None:
+    async def main() -> None:
+        authority = Authority(lambda: False)
+        asking, command = Polkit(authority.call), BY_NAME["execOnPeer"]
+        users = (SOMEBODY + number % 8 for number in range(800))
+        await asyncio.gather(*(asking.authorize(MESSAGE, uid, command, HOSTNAME) for uid in users))
+        assert authority.most[0] == polkit._AT_ONCE[False][0]
 
     asyncio.run(main())
