@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import shlex
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
@@ -26,6 +27,8 @@ _PASSWORD_TIMEOUT = 300.0
 _AT_ONCE = {False: (64, 16), True: (32, 4)}
 """Questions at once, and those of one user, without and with somebody to enter a password: the bus refuses more than
 128 that wait for a reply (max_replies_per_connection, dbus-daemon(1)), and nobody must keep the others out."""
+
+_AMBIGUOUS = re.compile(r"\w+=|login |\$'")
 
 Call = Callable[[str, str, str, str, str, list[Any], float], Awaitable[list[Any]]]
 """Calls a method of another service: its name, path, interface, member, signature, body and timeout."""
@@ -104,18 +107,27 @@ def _details(command: Command, params: Mapping[str, Any]) -> dict[str, str]:
 
     The command has in it all that changes what it does, so that a rule that allows it allows no more than that.
     """
-    words = [f"{name}={shlex.quote(value)}" for name, value in params.get("env", ())]
+    words = [
+        f"{name}={shlex.quote(value) if value.isprintable() else _quoted(value)}"
+        for name, value in params.get("env", ())
+    ]
     words += ["login"] * bool(params.get("login"))
-    words.append(params.get("shell_cmd") or shlex.join(params.get("argv", ())) or command.name)
+    words.append(_shown(params.get("shell_cmd") or shlex.join(params.get("argv", ())) or command.name))
     details = {
-        "peer": params.get("peer", ""),
-        "user": params.get("user") or "root",
-        "directory": params.get("directory", ""),
+        "peer": _shown(params.get("peer", "")),
+        "user": _shown(params.get("user") or "root"),
+        "directory": _shown(params.get("directory", "")),
         "command": " ".join(words),
     }
-    return {key: _shown(value) for key, value in details.items() if value}
+    return {key: value for key, value in details.items() if value}
 
 
 def _shown(text: str) -> str:
-    # Quoted as bash(1) does it: a newline must not look like a backslash and an n.
-    return text if text.isprintable() else f"$'{validate.printable(text)}'"
+    # What only looks like a variable, a login shell or something quoted must not be taken for that.
+    return text if text.isprintable() and not _AMBIGUOUS.match(text) else _quoted(text)
+
+
+def _quoted(text: str) -> str:
+    """As bash(1) reads it."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"$'{validate.printable(escaped)}'"

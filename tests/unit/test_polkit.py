@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 from dbus_next import Message, MessageFlag
+from hypothesis import given
+from hypothesis import strategies as st
 
 from peerd import polkit, turns
 from peerd.busapi import Refused
@@ -52,10 +54,36 @@ def test_the_details_say_what_would_be_done() -> None:
         ({"shell_cmd": "", "argv": ("hostname", "-f x")}, "hostname '-f x'"),
         ({"shell_cmd": "hostname\nid"}, "$'hostname\\nid'"),
         ({"shell_cmd": "hostname\\nid"}, "hostname\\nid"),
+        ({"shell_cmd": "hostname\\nid\n"}, "$'hostname\\\\nid\\n'"),
+        ({"shell_cmd": "echo 'a'\n"}, "$'echo \\'a\\'\\n'"),
+        ({"shell_cmd": "$'hostname\\nid'"}, "$'$\\'hostname\\\\nid\\''"),
+        ({"shell_cmd": "login hostname"}, "$'login hostname'"),
+        ({"shell_cmd": "", "argv": ("login", "hostname")}, "$'login hostname'"),
+        ({"shell_cmd": "PATH=/tmp/evil hostname"}, "$'PATH=/tmp/evil hostname'"),
+        ({"env": (("A", "1\n2"),)}, "A=$'1\\n2' hostname"),
+        ({"env": (("A", "$'1\\n2'"),), "login": True}, """A='$'"'"'1\\n2'"'"'' login hostname"""),
     ],
 )
 def test_all_that_changes_a_command_is_in_what_a_rule_compares(changes: dict[str, Any], command: str) -> None:
     assert asked({**HOSTNAME, **changes})[1]["command"] == command
+
+
+@given(
+    *[
+        st.tuples(
+            st.lists(st.tuples(st.sampled_from("AB"), st.text("$'\\n\n =A1", max_size=4))),
+            st.booleans(),
+            st.one_of(st.text("$'\\n\n =A1", min_size=1, max_size=6), st.sampled_from(["login x", "A=1 x"])),
+        )
+    ]
+    * 2
+)
+def test_two_commands_do_not_look_the_same(one: Any, other: Any) -> None:
+    first, second = (
+        polkit._details(BY_NAME["execOnPeer"], {"env": env, "login": login, "shell_cmd": text})
+        for env, login, text in (one, other)
+    )
+    assert (first == second) == (one == other)
 
 
 def test_root_is_not_asked_about() -> None:
