@@ -38,9 +38,9 @@ class SleepWatch:
         while True:
             with contextlib.suppress(SystemdError, OSError, EOFError):
                 bus = await self._connect()
-                bus.add_message_handler(self._on_message)
                 async with asyncio.timeout(CALL_TIMEOUT):
                     await bus.call(subscribe)
+                bus.add_message_handler(self._on_message)
                 await buslink.gone(bus)
             await asyncio.sleep(_RETRY_DELAY)
 

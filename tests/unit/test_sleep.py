@@ -54,6 +54,7 @@ def test_it_calls_back_when_the_machine_wakes_up(records: Journal) -> None:
         watch = SleepWatch(connect, lambda: woken.append(True))
         rule = await bus.rules.get()
         assert "sender='org.freedesktop.login1'" in rule
+        await asyncio.sleep(0)
         bus.say(True)
         bus.say(False, member="PrepareForShutdown")
         # Of some local user, to this connection alone.
@@ -85,9 +86,38 @@ def test_it_subscribes_again_after_the_bus_was_away(monkeypatch: pytest.MonkeyPa
         await first.rules.get()
         first.ended.set_result(None)
         await second.rules.get()
+        await asyncio.sleep(0)
         second.say(False)
         assert woken == [True]
         await watch.close()
         second.ended.set_result(None)
+
+    asyncio.run(main())
+
+
+def test_it_hears_a_wake_up_once_however_often_it_had_to_subscribe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sleep, "_RETRY_DELAY", 0.001)
+
+    async def main() -> None:
+        bus, woken, answers = Bus(), [], iter((TimeoutError(), TimeoutError(), None))
+        answered = bus.call
+
+        async def call(message: Message) -> None:
+            await answered(message)
+            if error := next(answers):
+                raise error
+
+        async def connect() -> Any:
+            return bus
+
+        monkeypatch.setattr(bus, "call", call)
+        watch = SleepWatch(connect, lambda: woken.append(True))
+        for _ in range(3):
+            await bus.rules.get()
+        await asyncio.sleep(0)
+        bus.say(False)
+        assert woken == [True]
+        await watch.close()
+        bus.ended.set_result(None)
 
     asyncio.run(main())
