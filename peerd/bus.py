@@ -16,10 +16,10 @@ from dbus_next.aio import MessageBus
 
 from peerd import busapi, busvalues, parameters, users
 from peerd.answer import Answer
-from peerd.busapi import INTERFACES, MANAGER, ROOT, Refused
+from peerd.busapi import INTERFACES, MANAGER, ROOT
 from peerd.buscallers import Callers
 from peerd.busjobs import Jobs
-from peerd.buslink import Connection, gone, is_heard, leave, post, widen
+from peerd.buslink import CALL_TIMEOUT, DRIVER, Connection, Refused, ask, enter, gone, is_heard, leave, post
 from peerd.busobjects import Objects
 from peerd.buspipes import Pipes
 from peerd.busvalues import Collected
@@ -37,8 +37,6 @@ from peerd.session import Caller, ConfirmingSink, Delivery, Session
 from peerd.stdin import Stdin
 
 _DBUS = "org.freedesktop.DBus"
-_DBUS_PATH = "/org/freedesktop/DBus"
-_CALL_TIMEOUT = 25.0
 _FIRST_DELAY = 0.25
 _LONGEST_DELAY = 5.0
 _GATHER = 0.05
@@ -114,8 +112,7 @@ class Bus:
         """Be on the bus until it goes away."""
         bus = Connection(self._address, BusType.SYSTEM, negotiate_unix_fd=True)
         try:
-            await asyncio.wait_for(bus.connect(), _CALL_TIMEOUT)
-            widen(bus)
+            await enter(bus)
             self._bus = bus
             await self._objects.begin()
             bus.add_message_handler(self._on_message)
@@ -129,7 +126,7 @@ class Bus:
             await leave(bus)
 
     async def _ask_bus(self, member: str, signature: str, body: list[Any]) -> list[Any]:
-        return await self._call(_DBUS, _DBUS_PATH, _DBUS, member, signature, body)
+        return await self._call(*DRIVER, member, signature, body)
 
     async def _call(
         self,
@@ -139,16 +136,11 @@ class Bus:
         member: str,
         signature: str,
         body: list[Any],
-        timeout: float = _CALL_TIMEOUT,
+        timeout: float = CALL_TIMEOUT,
     ) -> list[Any]:
-        # A call on a connection that broke would wait for ever.
-        if self._bus is None or not self._bus.connected:
+        if self._bus is None:
             raise ConnectionError("not on the bus")
-        message = Message(destination, path, interface, member, signature=signature, body=body)
-        reply = await asyncio.wait_for(self._bus.call(message), timeout)
-        if reply is None or reply.message_type is MessageType.ERROR:
-            raise Refused(reply.error_name if reply else "NoReply", str(reply.body[0]) if reply and reply.body else "")
-        return list(reply.body)
+        return await ask(self._bus, destination, path, interface, member, signature, body, timeout)
 
     def _send(self, message: Message) -> None:
         # What a reply is about was told before.

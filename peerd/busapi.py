@@ -37,15 +37,6 @@ _SHELL_CMD = "shell_cmd"
 _STREAMED = ("stdin", "follow", "detach")
 """Options that a caller with one reply cannot use."""
 
-
-class Refused(Exception):
-    """An error that is D-Bus's own, by its name, or by its last part where it is one of the standard."""
-
-    def __init__(self, name: str, text: str) -> None:
-        super().__init__(text)
-        self.name = name if "." in name else f"org.freedesktop.DBus.Error.{name}"
-
-
 Arguments = tuple[tuple[str, str], ...]
 """Names and signatures."""
 

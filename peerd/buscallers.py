@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from peerd.busapi import Refused
+from peerd.buslink import Refused
 
 _TOO_MANY = "too many calls at once (max-connections)"
 _TOO_MANY_OF_ONE = "too many calls of one user at once (half of max-connections)"

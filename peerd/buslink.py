@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, cast
 
@@ -19,7 +20,23 @@ except ImportError:
     # A dbus_next that is built in another way works with its own reader, without bounds.
     busreader = None
 
+CALL_TIMEOUT = 25.0
+"""Seconds to wait for an answer, the default of sd_bus_call(3)."""
+DRIVER = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
+"""The bus itself: its name, path and interface."""
+
 _ROOM = 4 * 1024 * 1024
+
+
+class Refused(Exception):
+    """A call is answered with an error.
+
+    :param name: that of the error, or its last part where it is one of the standard
+    """
+
+    def __init__(self, name: str, text: str) -> None:
+        super().__init__(text)
+        self.name = name if "." in name else f"org.freedesktop.DBus.Error.{name}"
 
 
 class Connection(MessageBus):
@@ -53,9 +70,53 @@ def _refuse(message: Message) -> Message | bool:
     return Message.new_error(message, "org.freedesktop.DBus.Error.LimitsExceeded", text)
 
 
-def widen(bus: MessageBus) -> None:
-    """Make room for a burst of messages: dbus_next takes a full socket (EAGAIN) for the end of the connection."""
+async def enter(bus: MessageBus) -> None:
+    """Connect. Whatever comes of it, :func:`leave` is to be called in the end.
+
+    :raises OSError, EOFError: when the bus does not answer
+    """
+    async with asyncio.timeout(CALL_TIMEOUT):
+        await bus.connect()
+    # For a burst of messages: dbus_next takes a full socket (EAGAIN) for the end of the connection.
     network.make_room(bus._sock, _ROOM)
+
+
+async def ask(
+    bus: MessageBus,
+    destination: str,
+    path: str,
+    interface: str,
+    member: str,
+    signature: str = "",
+    body: Sequence[object] = (),
+    timeout: float = 0.0,
+) -> list[Any]:
+    """What a method of another service returns.
+
+    :param timeout: seconds, where they are other than :data:`CALL_TIMEOUT`
+    :raises Refused: when it answers with an error
+    :raises OSError, EOFError: when it does not answer
+    """
+    # A call on a connection that broke would wait for ever.
+    if not bus.connected:
+        raise ConnectionError("not on the bus")
+    message = Message(destination, path, interface, member, signature=signature, body=list(body))
+    # Not wait_for, which would make a task of the call.
+    async with asyncio.timeout(timeout or CALL_TIMEOUT):
+        reply = await bus.call(message)
+    assert reply is not None
+    if reply.message_type is MessageType.ERROR:
+        raise Refused(reply.error_name, str(reply.body[0]) if reply.body else "")
+    return list(reply.body)
+
+
+async def subscribe(bus: MessageBus, sender: str, path: str, interface: str, member: str) -> None:
+    """Have a signal sent to this connection; :func:`is_heard` tells it from what others send.
+
+    :raises Refused, OSError, EOFError: when the bus does not do it
+    """
+    rule = f"type='signal',sender='{sender}',path='{path}',interface='{interface}',member='{member}'"
+    await ask(bus, *DRIVER, "AddMatch", "s", [rule])
 
 
 def post(bus: MessageBus, message: Message) -> None:

@@ -14,13 +14,12 @@ from weakref import WeakValueDictionary
 from dbus_next import Message, MessageFlag, Variant
 
 from peerd import busapi, validate
-from peerd.busapi import Refused
+from peerd.buslink import CALL_TIMEOUT, Refused
 from peerd.commands import Command
 
 _NAME = "org.freedesktop.PolicyKit1"
 _PATH = "/org/freedesktop/PolicyKit1/Authority"
 _INTERFACE = "org.freedesktop.PolicyKit1.Authority"
-_TIMEOUT = 25.0
 _PASSWORD_TIMEOUT = 300.0
 """Seconds for somebody to enter a password."""
 
@@ -68,7 +67,7 @@ class Polkit:
 
     async def _ask(self, uid: int, body: list[Any], interactive: bool = False) -> tuple[bool, bool]:
         """Whether polkit allows it, and whether it might after asking for a password."""
-        timeout = _PASSWORD_TIMEOUT if interactive else _TIMEOUT
+        timeout = _PASSWORD_TIMEOUT if interactive else CALL_TIMEOUT
         try:
             async with self._turns[interactive].of(uid):
                 body = [*body, int(interactive), ""]

@@ -11,9 +11,8 @@ from dbus_next.aio import MessageBus
 
 from peerd import buslink
 from peerd.journal import Event, log
-from peerd.systemd1 import CALL_TIMEOUT, SystemdError
+from peerd.systemd1 import SystemdError
 
-_DBUS = "org.freedesktop.DBus"
 _LOGIND = "org.freedesktop.login1"
 _PATH = "/org/freedesktop/login1"
 _MANAGER = "org.freedesktop.login1.Manager"
@@ -33,13 +32,10 @@ class SleepWatch:
         self._task = asyncio.create_task(self._run())
 
     async def _run(self) -> None:
-        rule = f"type='signal',sender='{_LOGIND}',path='{_PATH}',interface='{_MANAGER}',member='{_MEMBER}'"
-        subscribe = Message(_DBUS, "/org/freedesktop/DBus", _DBUS, "AddMatch", signature="s", body=[rule])
         while True:
-            with contextlib.suppress(SystemdError, OSError, EOFError):
+            with contextlib.suppress(SystemdError, OSError, EOFError, buslink.Refused):
                 bus = await self._connect()
-                async with asyncio.timeout(CALL_TIMEOUT):
-                    await bus.call(subscribe)
+                await buslink.subscribe(bus, _LOGIND, _PATH, _MANAGER, _MEMBER)
                 bus.add_message_handler(self._on_message)
                 await buslink.gone(bus)
             await asyncio.sleep(_RETRY_DELAY)

@@ -6,18 +6,14 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from dbus_next import BusType, Message, MessageType
+from dbus_next import BusType, Message
 from dbus_next.aio import MessageBus
 
 from peerd import buslink
 
-CALL_TIMEOUT = 25.0
-"""Seconds to wait for an answer of systemd, the default of sd_bus_call(3)."""
-
 _MOST_CALLS = 64
 """Calls at once: the bus refuses more than 128 that wait for a reply (max_replies_per_connection, dbus-daemon(1))."""
 
-_DBUS = "org.freedesktop.DBus"
 _SERVICE = "org.freedesktop.systemd1"
 _PATH = "/org/freedesktop/systemd1"
 _MANAGER = "org.freedesktop.systemd1.Manager"
@@ -65,14 +61,12 @@ class Systemd:
 
     async def _greet(self, bus: MessageBus) -> None:
         try:
-            await asyncio.wait_for(bus.connect(), CALL_TIMEOUT)
-        except (OSError, EOFError) as error:
+            await buslink.enter(bus)
+            bus.add_message_handler(self._on_message)
+            await buslink.subscribe(bus, _SERVICE, _PATH, _MANAGER, "JobRemoved")
+        except (OSError, EOFError, buslink.Refused) as error:
             raise SystemdError(f"no system bus: {str(error) or type(error).__name__}") from None
-        buslink.widen(bus)
-        bus.add_message_handler(self._on_message)
-        rule = f"type='signal',sender='{_SERVICE}',path='{_PATH}',interface='{_MANAGER}',member='JobRemoved'"
-        await _call(bus, _DBUS, "/org/freedesktop/DBus", _DBUS, "AddMatch", "s", [rule])
-        await _call(bus, _SERVICE, _PATH, _MANAGER, "Subscribe")
+        await _call(bus, _PATH, _MANAGER, "Subscribe")
 
     async def _watch(self, bus: MessageBus) -> None:
         # A call on a connection that broke would wait for ever.
@@ -88,7 +82,7 @@ class Systemd:
         """
         bus = await self.connect()
         async with self._calls:
-            return await _call(bus, _SERVICE, _PATH, _MANAGER, member, signature, body)
+            return await _call(bus, _PATH, _MANAGER, member, signature, body)
 
     async def get(self, path: str, interface: str, name: str) -> Any:
         """The value of a property of one of systemd's objects.
@@ -99,7 +93,7 @@ class Systemd:
         body = [f"{_SERVICE}.{interface}", name]
         bus = await self.connect()
         async with self._calls:
-            (value,) = await _call(bus, _SERVICE, path, _PROPERTIES, "Get", "ss", body)
+            (value,) = await _call(bus, path, _PROPERTIES, "Get", "ss", body)
         return value.value
 
     async def job(self, unit: str, method: str, signature: str, body: Sequence[object], bounded: bool = True) -> str:
@@ -115,7 +109,7 @@ class Systemd:
         waiting.append(removed)
         try:
             (path,) = await self.call(method, signature, body)
-            async with asyncio.timeout(CALL_TIMEOUT if bounded else None):
+            async with asyncio.timeout(buslink.CALL_TIMEOUT if bounded else None):
                 return await _result(removed, path)
         except TimeoutError:
             raise SystemdError(f"{method} {unit}: no answer from systemd") from None
@@ -145,23 +139,12 @@ async def _result(removed: asyncio.Queue[tuple[str, str] | None], path: str) -> 
 
 
 async def _call(
-    bus: MessageBus,
-    destination: str,
-    path: str,
-    interface: str,
-    member: str,
-    signature: str = "",
-    body: Sequence[object] = (),
+    bus: MessageBus, path: str, interface: str, member: str, signature: str = "", body: Sequence[object] = ()
 ) -> list[Any]:
-    message = Message(destination, path, interface, member, signature=signature, body=list(body))
     try:
-        # Not wait_for, which would make a task of the call.
-        async with asyncio.timeout(CALL_TIMEOUT):
-            reply = await bus.call(message)
+        return await buslink.ask(bus, _SERVICE, path, interface, member, signature, body)
+    except buslink.Refused as error:
+        text = f"{member}: {str(error) or error.name}"
+        raise (NoSuchUnit if error.name == f"{_SERVICE}.NoSuchUnit" else SystemdError)(text) from None
     except (OSError, EOFError) as error:
         raise SystemdError(f"{member}: no answer ({type(error).__name__})") from None
-    assert reply is not None
-    if reply.message_type is MessageType.ERROR:
-        text = f"{member}: {reply.body[0] if reply.body else reply.error_name}"
-        raise NoSuchUnit(text) if reply.error_name == f"{_SERVICE}.NoSuchUnit" else SystemdError(text)
-    return list(reply.body)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from peerd import turns
-from peerd.busapi import Refused
 from peerd.buscallers import Callers
+from peerd.buslink import Refused
 
 ALICE, ROOT = 1000, 0
 TURNS = 10

@@ -17,8 +17,8 @@ import pytest
 
 from peerd import (
     app,
-    bus,
     busapi,
+    buslink,
     busreader,
     cli,
     client,
@@ -450,7 +450,7 @@ def test_outcomes_stand_in_the_order_of_the_table() -> None:
         (CONF, f"a machine that is no peer {tcpfront._OF_A_STRANGER}."),
         (WIRE, f"hears nothing for {_WORDS[links._MISSED_HEARTBEATS]} of them"),
         (BUS, f"may have {busapi.MAX_COLLECTED} bytes"),
-        (BUS, f"often {bus._CALL_TIMEOUT:g} seconds"),
+        (BUS, f"often {buslink.CALL_TIMEOUT:g} seconds"),
         (BUS, f"of more than {busreader.LARGEST // 2**20} MiB or {busreader.MOST_VALUES} values"),
         (CONF, f"silent for {_WORDS[links._MISSED_HEARTBEATS]} of them"),
     ],

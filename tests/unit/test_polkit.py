@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peerd import polkit, turns
-from peerd.busapi import Refused
+from peerd.buslink import Refused
 from peerd.commands import BY_NAME
 from peerd.polkit import Polkit
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ MANAGER = "org.freedesktop.login1.Manager"
 class Bus:
     """Takes the system bus's place."""
 
+    connected = True
     unique_name = ":1.1"
 
     def __init__(self) -> None:
@@ -31,9 +33,11 @@ class Bus:
     def add_message_handler(self, handler: Any) -> None:
         self.handlers.append(handler)
 
-    async def call(self, message: Message) -> None:
+    async def call(self, message: Message) -> Message:
         assert message.member == "AddMatch"
         self.rules.put_nowait(message.body[0])
+        message.serial, message.sender = 1, ":1.0"
+        return Message.new_method_return(message)
 
     async def wait_for_disconnect(self) -> None:
         await self.ended
@@ -99,13 +103,17 @@ def test_it_hears_a_wake_up_once_however_often_it_had_to_subscribe(monkeypatch: 
     monkeypatch.setattr(sleep, "_RETRY_DELAY", 0.001)
 
     async def main() -> None:
-        bus, woken, answers = Bus(), [], iter((TimeoutError(), TimeoutError(), None))
+        bus, woken, tries = Bus(), [], itertools.count()
         answered = bus.call
 
-        async def call(message: Message) -> None:
-            await answered(message)
-            if error := next(answers):
-                raise error
+        async def call(message: Message) -> Message:
+            reply = await answered(message)
+            match next(tries):
+                case 0:
+                    raise TimeoutError
+                case 1:
+                    return Message.new_error(message, "org.freedesktop.DBus.Error.LimitsExceeded", "no more rules")
+            return reply
 
         async def connect() -> Any:
             return bus
