@@ -6,6 +6,7 @@ peers may do everything.
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -49,7 +50,7 @@ class Decision:
 
     :ivar rule: the rule that allows it, or ""
     :ivar reason: a sentence for the administrator of this machine, and for nobody else
-    :ivar max_timeout: the most seconds that it may run by that rule, or None
+    :ivar max_timeout: the most seconds that it may run by the rules, or None
     :ivar resolved: whether it was allowed for its directory, which then must be entered under that very path
     """
 
@@ -126,14 +127,17 @@ def decide(policy: Policy, question: Question) -> Decision:
         return Decision(False, "accept-exec is no")
     if not policy.rules:
         return Decision(True, "no rule limits registered peers")
-    objections = []
-    for rule in policy.rules:
-        objection = _objection(policy, rule, question)
-        if not objection:
-            reason = f"allowed by [allow {rule.name}]"
-            return Decision(True, reason, rule.name, rule.max_timeout, rule.directories is not None)
-        objections.append(f"[allow {rule.name}]: {objection}")
-    return Decision(False, "; ".join(objections))
+    objections = [_objection(policy, rule, question) for rule in policy.rules]
+    if rule := _widest(rule for rule, objection in zip(policy.rules, objections, strict=True) if not objection):
+        reason = f"allowed by [allow {rule.name}]"
+        return Decision(True, reason, rule.name, rule.max_timeout, rule.directories is not None)
+    named = zip(policy.rules, objections, strict=True)
+    return Decision(False, "; ".join(f"[allow {rule.name}]: {objection}" for rule, objection in named))
+
+
+def _widest(rules: Iterable[Rule]) -> Rule | None:
+    """Of rules that allow a command the one with the most time for it."""
+    return max(rules, key=lambda rule: rule.max_timeout or math.inf, default=None)
 
 
 def decide_job(policy: Policy, peer: str, owner: str) -> Decision:

@@ -163,6 +163,18 @@ def test_a_rule_limits_the_timeout_that_is_asked_for(limit: float | None, asked:
     assert not allows or decision.max_timeout == limit
 
 
+@pytest.mark.parametrize(
+    ("limits", "asked", "limit"),
+    [((2.0, None), None, None), ((None, 2.0), 30.0, None), ((2.0, 60.0, 5.0), None, 60.0), ((2.0, 60.0), 1.0, 60.0)],
+)
+def test_of_the_rules_that_allow_a_command_the_most_time_counts(
+    limits: tuple[float | None, ...], asked: float | None, limit: float | None
+) -> None:
+    rules = [Rule(f"r{limit}", ("*",), max_timeout=limit) for limit in limits]
+    decision = decide(policy(*rules), replace(ASKED, timeout=asked))
+    assert (decision.rule, decision.max_timeout) == (f"r{limit}", limit)
+
+
 def test_one_rule_that_allows_it_is_enough_and_is_named() -> None:
     rules = Rule("a", ("vps",)), Rule("b", ("laptop",), users=("ann",)), Rule("c", ("laptop",), max_timeout=60.0)
     decision = decide(policy(*rules), ASKED)
