@@ -2,40 +2,36 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 from dataclasses import replace
 
-from peerd import policy, refusals, turns
+from peerd import policy, refusals, turns, validate
 from peerd.app import AppRequest
+from peerd.directories import directories
 from peerd.errors import Code, PeerdError
 from peerd.job import Job
 from peerd.journal import Event, log
 from peerd.messages import Action, ExecRequest, RegistryAction
 from peerd.policy import Decision, Policy, Question
 
-_RESOLVE_LIMIT = 5.0
-"""Seconds for the directories of a decision to be found; one on a dead file system may take for ever."""
-
 
 async def judge(rules: Policy, question: Question) -> tuple[Decision, Question]:
-    """Decide about a command by where its directory really is.
+    """Decide about a command, by where its directory really is if that matters.
 
-    :returns: the decision, and the question with its directory resolved where the policy is about directories
+    :returns: the decision, and the question with its directory resolved where it was decided by that
     """
-    if not rules.names_directories:
+    tops = policy.decisive_directories(rules, question)
+    if not tops:
         return policy.decide(rules, question), question
+    unresolved = f"{validate.shown(question.directory)} cannot be resolved"
     try:
-        async with asyncio.timeout(_RESOLVE_LIMIT):
-            rules, directory = await asyncio.to_thread(_resolve, rules, question.directory)
+        places = await directories.find(question.peer, {question.directory, *tops})
     except TimeoutError:
-        return Decision(False, "the directories could not be resolved in time"), question
-    question = replace(question, directory=directory)
-    return policy.decide(rules, question), question
-
-
-def _resolve(rules: Policy, directory: str) -> tuple[Policy, str]:
-    return rules.with_directories(os.path.realpath), os.path.realpath(directory)
+        places, unresolved = {}, "the directories could not be resolved in time"
+    if question.directory in places:
+        question = replace(question, directory=places[question.directory])
+        return policy.decide(rules.with_directories(places), question), question
+    decision = policy.decide(rules.with_directories({}), question)
+    return decision if decision.allowed else replace(decision, reason=unresolved), question
 
 
 async def admit(

@@ -28,7 +28,7 @@ TELLING = ("app-denied", "command-allowed", "command-denied", "registry-denied")
 class Question:
     """What a peer wants to run here.
 
-    :ivar directory: with all symbolic links resolved
+    :ivar directory: with all symbolic links resolved where the decision depends on it
     :ivar action: "pull" or "build" where it is this machine's own command that is asked for, else ""
     :ivar variables: the names of the variables that the caller sets
     :ivar timeout: the seconds that the caller asks for, or None where it names none
@@ -99,17 +99,14 @@ class Policy:
     rules: tuple[Rule, ...] = ()
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
-    @property
-    def names_directories(self) -> bool:
-        """Whether a decision can depend on a directory."""
-        return any(rule.directories is not None for rule in self.rules)
-
-    def with_directories(self, resolve: Callable[[str], str]) -> Policy:
-        """The same with every directory resolved."""
+    def with_directories(self, places: Mapping[str, str]) -> Policy:
+        """The same with every directory where it really is; one that is nowhere has nothing below it."""
         return replace(
             self,
             rules=tuple(
-                rule if rule.directories is None else replace(rule, directories=tuple(map(resolve, rule.directories)))
+                rule
+                if rule.directories is None
+                else replace(rule, directories=tuple(places[top] for top in rule.directories if top in places))
                 for rule in self.rules
             ),
         )
@@ -127,7 +124,7 @@ def decide(policy: Policy, question: Question) -> Decision:
         return Decision(False, "accept-exec is no")
     if not policy.rules:
         return Decision(True, "no rule limits registered peers")
-    objections = [_objection(policy, rule, question) for rule in policy.rules]
+    objections = [_objection(policy, rule, question) or _misplaced(rule, question) for rule in policy.rules]
     if rule := _widest(rule for rule, objection in zip(policy.rules, objections, strict=True) if not objection):
         reason = f"allowed by [allow {rule.name}]"
         return Decision(True, reason, rule.name, rule.max_timeout, rule.directories is not None)
@@ -135,9 +132,21 @@ def decide(policy: Policy, question: Question) -> Decision:
     return Decision(False, "; ".join(f"[allow {rule.name}]: {objection}" for rule, objection in named))
 
 
+def decisive_directories(policy: Policy, question: Question) -> tuple[str, ...]:
+    """The directories of the rules to which a question's directory is all that matters; none where nothing hangs on it.
+
+    So nobody has directories looked up for a command that is denied anyway.
+    """
+    rules = [rule for rule in policy.rules if policy.accept and not _objection(policy, rule, question)]
+    widest = _widest(rules)
+    if widest is None or widest.directories is None:
+        return ()
+    return tuple(top for rule in rules for top in rule.directories or ())
+
+
 def _widest(rules: Iterable[Rule]) -> Rule | None:
-    """Of rules that allow a command the one with the most time for it."""
-    return max(rules, key=lambda rule: rule.max_timeout or math.inf, default=None)
+    """Of rules that allow a command the one with the most time for it, and then rather one without directories."""
+    return max(rules, key=lambda rule: (rule.max_timeout or math.inf, rule.directories is None), default=None)
 
 
 def decide_job(policy: Policy, peer: str, owner: str) -> Decision:
@@ -186,13 +195,11 @@ def decide_registry(policy: Policy, peer: str) -> Decision:
 
 
 def _objection(policy: Policy, rule: Rule, question: Question) -> str:
-    """Which criterion of a rule a question does not meet, or ""."""
+    """Which criterion of a rule but its directories a question does not meet, or ""."""
     if not policy.includes(rule.peers, question.peer):
         return f"{question.peer} is not among peers"
     if rule.users is not None and question.user not in rule.users and ANYBODY not in rule.users:
         return f"{question.user} is not among users"
-    if rule.directories is not None and not any(_below(question.directory, top) for top in rule.directories):
-        return f"{validate.shown(question.directory)} is not below directories"
     if rule.names_commands and (objection := _command_objection(rule, question)):
         return objection
     allowed = () if rule.variables is None and rule.names_commands else rule.variables
@@ -204,6 +211,12 @@ def _objection(policy: Policy, rule: Rule, question: Question) -> str:
     if rule.max_timeout is not None and timeout > rule.max_timeout:
         return f"{validate.duration(timeout)} s is more than max-timeout"
     return ""
+
+
+def _misplaced(rule: Rule, question: Question) -> str:
+    if rule.directories is None or any(_below(question.directory, top) for top in rule.directories):
+        return ""
+    return f"{validate.shown(question.directory)} is not below directories"
 
 
 def _below(directory: str, top: str) -> bool:

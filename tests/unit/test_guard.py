@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from peerd import guard
+from peerd import directories, guard
 from peerd.app import AppCommand, AppRequest
 from peerd.errors import Code, Outcome, PeerdError
 from peerd.journal import Event
 from peerd.messages import ExecRequest, ExecResult, RegistryAction
-from peerd.policy import Policy, Rule
+from peerd.policy import Policy, Question, Rule
 from peerd.session import Caller
 from unit.support import EXEC_ID, Journal, executing
 from unit.support import run as run_command
@@ -99,31 +99,57 @@ def test_a_directory_is_where_it_really_is(tmp_path: Path, directory: str, statu
 def test_a_directory_that_became_a_link_after_the_decision_is_not_entered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user: str
 ) -> None:
-    resolve = guard._resolve
+    locate = directories.locate
     tmp_path.chmod(0o755)
 
-    def swap(rules: Policy, directory: str) -> tuple[Policy, str]:
-        resolved = resolve(rules, directory)
-        (tmp_path / "inside").rename(tmp_path / "was")
-        (tmp_path / "inside").symlink_to(tmp_path / "outside")
-        return resolved
+    def swap(path: str) -> str | None:
+        place = locate(path)
+        if path.endswith("inside"):
+            (tmp_path / "inside").rename(tmp_path / "was")
+            (tmp_path / "inside").symlink_to(tmp_path / "outside")
+        return place
 
     (tmp_path / "inside").mkdir()
     (tmp_path / "outside").mkdir()
-    monkeypatch.setattr(guard, "_resolve", swap)
+    monkeypatch.setattr(directories, "locate", swap)
     result = run(rule(directories=(str(tmp_path),)), request("touch ran", f"{tmp_path}/inside", user=user))
     assert result.error is not None
     assert result.error.code is Code.NO_ACCESS
     assert not (tmp_path / "outside/ran").exists()
 
 
-def test_a_directory_that_cannot_be_resolved_in_time_denies(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def never(*_: object) -> None:
-        await asyncio.Event().wait()
+def test_a_directory_that_cannot_be_resolved_denies_what_only_that_allows(
+    records: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    below, anywhere = Rule("below", ("laptop",), directories=("/",)), Rule("anywhere", ("laptop",), max_timeout=60.0)
+    asked = request(directory=f"{tmp_path}/loop")
+    assert run(Policy(rules=(below,)), asked).outcome is Outcome.DENIED
+    assert run(Policy(rules=(below, anywhere)), asked).outcome is Outcome.FAILED
+    monkeypatch.setattr(directories, "_LIMIT", 0.0)
+    assert run(Policy(rules=(below,)), request()).outcome is Outcome.DENIED
+    assert run(Policy(rules=(below, anywhere)), request()).exit_status == 0
+    looped, late = (record.text("reason") for record in records.of(Event.COMMAND_DENIED))
+    assert looped == f"'{tmp_path}/loop' cannot be resolved"
+    assert late == "the directories could not be resolved in time"
 
-    monkeypatch.setattr(asyncio, "to_thread", never)
-    monkeypatch.setattr(guard, "_RESOLVE_LIMIT", 0.01)
-    assert run(rule(directories=("/",)), request()).outcome is Outcome.DENIED
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        (Rule("r", ("vps",), directories=("/",)),),
+        (Rule("r", ("laptop",), users=("ann",), directories=("/",)),),
+        (Rule("r", ("laptop",), shell_commands=("false",), directories=("/",)),),
+        (Rule("r", ("laptop",), directories=("/",)), Rule("s", ("laptop",))),
+    ],
+    ids=["peer", "user", "command", "allowed anyway"],
+)
+def test_no_directory_is_looked_up_where_nothing_hangs_on_it(
+    monkeypatch: pytest.MonkeyPatch, rules: tuple[Rule, ...]
+) -> None:
+    monkeypatch.setattr(directories, "locate", pytest.fail)
+    assert run(Policy(rules=rules), request()).outcome is (Outcome.EXITED if len(rules) > 1 else Outcome.DENIED)
+    assert not asyncio.run(guard.judge(Policy(accept=False, rules=rules), Question("laptop")))[0].allowed
 
 
 @pytest.mark.parametrize(("asked", "limit"), [(None, 0.2), (0.1, 0.1)])

@@ -10,7 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peerd.journal import Event
-from peerd.policy import TELLING, Policy, Question, Rule, decide, decide_apps, decide_job, decide_registry
+from peerd.policy import (
+    TELLING,
+    Policy,
+    Question,
+    Rule,
+    decide,
+    decide_apps,
+    decide_job,
+    decide_registry,
+    decisive_directories,
+)
 
 GROUPS = {"servers": ("vps", "nas")}
 ASKED = Question("laptop", "root", "/srv/app", "git pull", timeout=30.0)
@@ -245,11 +255,20 @@ def test_apps_are_for_who_may_run_anything_as_root(rules: tuple[Rule, ...], allo
 
 
 def test_directories_can_be_resolved_before_they_are_compared() -> None:
-    rules = policy(Rule("r", ("*",), directories=("/link",)), Rule("s", ("vps",)))
-    assert rules.names_directories
-    assert not policy(Rule("s", ("*",))).names_directories
-    assert decide(rules.with_directories({"/link": "/srv"}.__getitem__), ASKED).allowed
+    rules = policy(Rule("r", ("*",), directories=("/link", "/gone")), Rule("s", ("vps",)))
+    assert decide(rules.with_directories({"/link": "/srv"}), ASKED).allowed
+    assert not decide(rules.with_directories({}), ASKED).allowed
     assert not decide(rules, ASKED).allowed
+
+
+def test_a_directory_matters_where_nothing_else_settles_it() -> None:
+    below = Rule("r", ("laptop",), directories=("/srv", "/opt"))
+    assert decisive_directories(policy(below), ASKED) == ("/srv", "/opt")
+    assert decisive_directories(policy(below, Rule("s", ("laptop",), max_timeout=60.0)), ASKED) == ("/srv", "/opt")
+    assert not decisive_directories(policy(below, Rule("s", ("laptop",))), ASKED)
+    assert not decisive_directories(policy(below), replace(ASKED, peer="vps"))
+    assert not decisive_directories(replace(policy(below), accept=False), ASKED)
+    assert not decisive_directories(policy(), ASKED)
 
 
 WORDS = st.sampled_from(["laptop", "vps", "*", "@servers"])
@@ -283,6 +302,13 @@ def test_more_rules_allow_more_and_an_answer_has_a_reason(rules: list[Rule], que
     assert decision.allowed is any(alone)
     assert decision.reason
     assert (decision.rule != "") is decision.allowed
+
+
+@given(st.lists(RULES, min_size=1, max_size=4), QUESTIONS)
+def test_a_directory_that_does_not_matter_changes_nothing(rules: list[Rule], question: Question) -> None:
+    if not decisive_directories(policy(*rules), question):
+        decisions = {decide(policy(*rules), replace(question, directory=place)).rule for place in ("/srv", "/etc")}
+        assert len(decisions) == 1
 
 
 @given(RULES, QUESTIONS)
