@@ -181,7 +181,7 @@ def decide_apps(policy: Policy, peer: str) -> Decision:
     if not policy.rules:
         return Decision(True, "no rule limits registered peers")
     for rule in policy.rules:
-        as_root = rule.users is None or "root" in rule.users or ANYBODY in rule.users
+        as_root = rule.users is None or "root" in rule.users
         if as_root and replace(rule, users=None, max_timeout=None).unlimited and policy.includes(rule.peers, peer):
             return Decision(True, f"[allow {rule.name}] allows it everything as root", rule.name)
     return Decision(False, f"no rule allows {peer} everything as root")
@@ -198,7 +198,7 @@ def _objection(policy: Policy, rule: Rule, question: Question) -> str:
     """Which criterion of a rule but its directories a question does not meet, or ""."""
     if not policy.includes(rule.peers, question.peer):
         return f"{question.peer} is not among peers"
-    if rule.users is not None and question.user not in rule.users and ANYBODY not in rule.users:
+    if rule.users is not None and question.user not in rule.users:
         return f"{question.user} is not among users"
     if rule.names_commands and (objection := _command_objection(rule, question)):
         return objection
@@ -329,13 +329,21 @@ def build(sections: Mapping[str, Mapping[str, Any]], accept: bool, registry_admi
         if "peers" not in values:
             raise ValueError(f"[{section}]: peers is missing")
     groups = {name.split()[1]: values["peers"] for name, values in sections.items() if name.startswith("group ")}
-    rules = tuple(
-        Rule(name.split()[1], **{key.replace("-", "_"): value for key, value in values.items()})
-        for name, values in sections.items()
-        if name.startswith("allow ")
-    )
+    rules = tuple(_rule(name.split()[1], values) for name, values in sections.items() if name.startswith("allow "))
     for words in (registry_admins, *(rule.peers for rule in rules)):
         for word in words:
             if word.startswith(GROUP_MARK) and word[1:] not in groups:
                 raise ValueError(f"there is no [group {word[1:]}]")
     return Policy(accept, registry_admins, rules, groups)
+
+
+def _rule(name: str, values: Mapping[str, Any]) -> Rule:
+    """A rule, without the criteria that are met by everything although they are there."""
+    rule = Rule(name, **{key.replace("-", "_"): value for key, value in values.items()})
+    if ANYBODY in (rule.users or ()):
+        rule = replace(rule, users=None)
+    if "/" in (rule.directories or ()):
+        rule = replace(rule, directories=None)
+    if "*" in (rule.variables or ()) and not rule.names_commands:
+        rule = replace(rule, variables=None)
+    return rule

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 import pytest
 
 from peerd.config import SETTINGS, Config, ConfigError, Mode, Setting, parse
-from peerd.policy import Policy, Rule
+from peerd.policy import Policy, Question, Rule, decide, decide_apps, decide_job
 from unit.support import settings
 
 NAMES = {setting.name for setting in SETTINGS}
@@ -218,6 +218,25 @@ max-timeout = 60
         ),
         {"servers": ("vps", "nas")},
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("users = *", Rule("a", ("*",))),
+        ("users = ann *", Rule("a", ("*",))),
+        ("directories = /", Rule("a", ("*",))),
+        ("directories = /\nvariables = A *\nusers = *", Rule("a", ("*",))),
+        ("variables = *\nactions = pull", Rule("a", ("*",), actions=("pull",), variables=("*",))),
+        ("variables = **\nusers = root", Rule("a", ("*",), users=("root",), variables=("**",))),
+    ],
+)
+def test_a_criterion_that_everything_meets_is_none(text: str, rule: Rule) -> None:
+    found = parse([("x", f"[allow a]\npeers = *\n{text}\n")])[0].policy
+    assert found.rules == (rule,)
+    assert decide_job(found, "laptop", "vps").allowed is rule.unlimited
+    assert decide_apps(found, "laptop").allowed is rule.unlimited
+    assert decide(found, Question("laptop", "ann", "/srv", "true")).allowed is rule.unlimited
 
 
 def test_nobody_and_everybody_can_be_the_registrys_admins() -> None:
