@@ -7,6 +7,7 @@ peers may do everything.
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,9 @@ ANYBODY = "*"
 GROUP_MARK = "@"
 FURTHER_ARGUMENTS = "..."
 """The last word of a program's pattern: any further arguments, or none."""
+
+_NO_PATTERN = re.compile(r"\\[*?[]|\[\^|\[!?\]?[^]]*\[[:.=]")
+"""What means something in other patterns, and another thing in those of fnmatch, which would allow more."""
 
 TELLING = ("app-denied", "command-allowed", "command-denied", "registry-denied")
 """The events of the journal whose records have a rule or a reason in them."""
@@ -272,12 +276,23 @@ def _lines(text: str) -> tuple[str, ...]:
     return tuple(stripped for line in text.splitlines() if (stripped := line.strip()))
 
 
+def _pattern(text: str) -> str:
+    if _NO_PATTERN.search(text):
+        meant = "[*] is a *, and [!a] all but a; there is no \\*, [^a] or [[:alpha:]]"
+        raise ValueError(f"not a pattern: {validate.shown(text)} ({meant})")
+    return text
+
+
+def _patterns(text: str) -> tuple[str, ...]:
+    return tuple(map(_pattern, _lines(text)))
+
+
 def _directories(text: str) -> tuple[str, ...]:
     return tuple(validate.directory(line) for line in _lines(text))
 
 
 def _programs(text: str) -> tuple[tuple[str, ...], ...]:
-    found = tuple(tuple(shlex.split(line)) for line in _lines(text))
+    found = tuple(tuple(map(_pattern, shlex.split(line))) for line in _lines(text))
     for words in found:
         if words[0] in ("", FURTHER_ARGUMENTS) or FURTHER_ARGUMENTS in words[:-1]:
             raise ValueError(f"not a program and its arguments: {validate.shown(shlex.join(words))}")
@@ -291,8 +306,8 @@ def _actions(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(text.split())
+def _variables(text: str) -> tuple[str, ...]:
+    return tuple(map(_pattern, text.split()))
 
 
 @dataclass(frozen=True)
@@ -307,10 +322,10 @@ CRITERIA: tuple[Criterion, ...] = (
     Criterion("peers", _some(peers)),
     Criterion("users", _some(_users)),
     Criterion("directories", _some(_directories)),
-    Criterion("shell-commands", _some(_lines)),
+    Criterion("shell-commands", _some(_patterns)),
     Criterion("programs", _some(_programs)),
     Criterion("actions", _some(_actions)),
-    Criterion("variables", _words),
+    Criterion("variables", _variables),
     Criterion("max-timeout", validate.seconds),
 )
 KINDS: Mapping[str, Mapping[str, Callable[[str], Any]]] = {

@@ -164,6 +164,16 @@ def test_an_unknown_section_is_refused_because_it_may_be_meant_as_a_policy(secti
         ("[allow a]\npeers = *\nprograms = ... git\n", "x.conf: programs: not a program"),
         ("[allow a]\npeers = *\nprograms = git ... pull\n", "x.conf: programs: not a program"),
         ("[allow a]\npeers = *\nshell-commands =\n", "x.conf: shell-commands: must not be empty"),
+        (
+            "[allow a]\npeers = *\nshell-commands = ls \\*\n",
+            "x.conf: shell-commands: not a pattern: 'ls \\\\*' ([*] is a *",
+        ),
+        ("[allow a]\npeers = *\nshell-commands = true\n  ls \\?\n", "x.conf: shell-commands: not a pattern"),
+        ("[allow a]\npeers = *\nshell-commands = ls [^a]\n", "x.conf: shell-commands: not a pattern"),
+        ("[allow a]\npeers = *\nprograms = ls '\\['\n", "x.conf: programs: not a pattern"),
+        ("[allow a]\npeers = *\nprograms = ls [[:digit:]]\n", "x.conf: programs: not a pattern"),
+        ("[allow a]\npeers = *\nprograms = ls [!]a[.-.]]\n", "x.conf: programs: not a pattern"),
+        ("[allow a]\npeers = *\nvariables = A B[a[=b=]]\n", "x.conf: variables: not a pattern"),
         ("[allow a]\npeers = *\nactions = deploy\n", "x.conf: actions: neither pull nor build"),
         ("[allow a]\npeers = *\nmax-timeout = 0\n", "x.conf: max-timeout: not a number of seconds"),
         ("[group a]\npeers = *\n", "x.conf: peers: not a valid peer id"),
@@ -218,6 +228,20 @@ max-timeout = 60
         ),
         {"servers": ("vps", "nas")},
     )
+
+
+@pytest.mark.parametrize(
+    ("pattern", "command"),
+    [
+        (r"printf 'a\n' | sed 's/\./,/'", r"printf 'a\n' | sed 's/\./,/'"),
+        ("ls [*] [?] [[] [!a] []] [.] [:]", "ls * ? [ b ] . :"),
+        ("[ -e /srv", "[ -e /srv"),
+        ("ls [a-c] [:]", "ls b :"),
+    ],
+)
+def test_what_is_clear_is_a_pattern(pattern: str, command: str) -> None:
+    found = parse([("x", f"[allow a]\npeers = *\nshell-commands = {pattern}\n")])[0].policy
+    assert decide(found, Question("laptop", shell_cmd=command)).allowed
 
 
 @pytest.mark.parametrize(
