@@ -102,10 +102,10 @@ class Executor:
         loud = caller.local or refusals.requests.recorded(caller.peer)
         try:
             self._claim(request.exec_id)
-            asked, request = request.timeout, settling.resolve(request, self._config(), self._name())
+            asked, request = request.timeout, settling.resolve(request, self._config())
             if not caller.local:
                 request = await guard.admit(self._config().policy, request, asked, caller.peer, self._name(), loud)
-            request = settling.settle(request)
+            request = settling.settle(request, self._config(), self._name())
             self._find_room(caller)
             # A task of its own: a caller that goes away now finds a command that can be looked after, or none.
             starting = asyncio.create_task(self._launch(request, caller))

@@ -436,7 +436,7 @@ def test_a_command_that_was_kept_and_never_began_is_dropped_and_may_be_asked_for
             patch.setattr(Storage, "remove", lambda self, exec_id: None)
             async with process(tmp_path, store) as executor:
                 with pytest.raises(Killed):
-                    await executor._launch(settling.resolve(asked, settings(), "vps"), CALLER)
+                    await executor._launch(settling.resolve(asked, settings()), CALLER)
         assert SCOPE in store.kept
         async with process(tmp_path, store) as executor:
             assert (executor.running, executor.find(EXEC_ID), store.kept) == (0, None, {})

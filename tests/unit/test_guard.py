@@ -163,6 +163,13 @@ def test_a_command_gets_no_more_time_than_its_rule_allows(asked: float | None, l
     asyncio.run(main())
 
 
+def test_a_peer_that_may_not_run_it_does_not_hear_how_long_it_might() -> None:
+    asked = request(timeout=61.0)
+    denied = run(Policy(accept=False), asked, max_timeout=60.0)
+    assert str(denied.error) == "Permission denied: vps does not allow this"
+    assert "max-timeout" in str(run(Policy(), asked, max_timeout=60.0).error)
+
+
 def test_a_peers_actions_are_held_to_the_policy_in_their_own_directories(tmp_path: Path) -> None:
     action = ExecRequest.from_wire({"execId": EXEC_ID, "action": "pull"})
     changes: dict[str, Any] = {"repository": str(tmp_path), "pull_command": "true"}
