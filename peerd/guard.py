@@ -34,6 +34,20 @@ async def judge(rules: Policy, question: Question) -> tuple[Decision, Question]:
     return decision if decision.allowed else replace(decision, reason=unresolved), question
 
 
+def question_of(request: ExecRequest, asked: float | None, peer: str) -> Question:
+    """What a policy is asked for a command; the parameters are those of :func:`admit`."""
+    return Question(
+        peer,
+        request.user or "root",
+        request.directory,
+        request.shell_cmd,
+        request.argv,
+        _permission(request.action),
+        tuple(request.env),
+        asked,
+    )
+
+
 async def admit(
     rules: Policy, request: ExecRequest, asked: float | None, peer: str, name: str, loud: bool = True
 ) -> ExecRequest:
@@ -45,19 +59,7 @@ async def admit(
     :param loud: whether it is recorded that it may not run
     :raises PeerdError: DENIED, without the reason, which is in the journal
     """
-    decision, question = await judge(
-        rules,
-        Question(
-            peer,
-            request.user or "root",
-            request.directory,
-            request.shell_cmd,
-            request.argv,
-            _permission(request.action),
-            tuple(request.env),
-            asked,
-        ),
-    )
+    decision, question = await judge(rules, question_of(request, asked, peer))
     verb = "may" if decision.allowed else "must not"
 
     def record() -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from peerd import guard
+from peerd import guard, settling
 from peerd.answer import Answer
 from peerd.config import Config
 from peerd.errors import EXIT_FAILURE, Code, PeerdError
-from peerd.messages import Action, RegistryAction
+from peerd.messages import Action, ExecRequest, RegistryAction
 from peerd.node import Node
-from peerd.policy import Question
+from peerd.policy import Decision
 from peerd.session import Session
 
 
@@ -38,7 +39,7 @@ class Trust:
         session: Session,
         peer: str,
         directory: str = "",
-        user: str = "root",
+        user: str = "",
         shell_cmd: str = "",
         action: str = "",
         env: Sequence[tuple[str, str]] = (),
@@ -50,18 +51,27 @@ class Trust:
             raise PeerdError(Code.USAGE, reason="One of --shellCmd, --action and a program after -- is needed")
         if bool(directory) == bool(action):
             raise PeerdError(Code.USAGE, reason="--directory goes with a command, and is needed there")
+        if action and (user or env):
+            raise PeerdError(Code.USAGE, reason="--user and --env go with a command")
         config = self._config()
-        place = directory or (config.repository if action == Action.PULL else config.build_path)
-        variables = tuple(name for name, _ in env)
-        question = Question(peer, user, place, shell_cmd, tuple(argv), action, variables, timeout)
-        decision, question = await guard.judge(config.policy, question)
+        request = ExecRequest("", directory, shell_cmd, tuple(argv), Action(action) if action else None, timeout)
+        request = settling.resolve(replace(request, env=dict(env), user=user), config)
+        decision, question = await guard.judge(config.policy, guard.question_of(request, timeout, peer))
+        registered = self._node.book.by_id(peer) is not None
+        if decision.allowed:
+            try:
+                settling.settle(request, config, self._node.peer_id)
+            except PeerdError as error:
+                decision = Decision(False, error.details["reason"])
+        if decision.allowed and not registered:
+            decision = Decision(False, f"{peer} is not a registered peer; else {decision.reason}")
         data = {
             "allowed": decision.allowed,
             "rule": decision.rule or None,
             "reason": decision.reason,
             "peer": peer,
-            "registered": self._node.book.by_id(peer) is not None,
-            "user": user,
+            "registered": registered,
+            "user": question.user,
             "directory": question.directory,
             "max_timeout": min(config.max_timeout, decision.max_timeout or config.max_timeout),
         }

@@ -728,7 +728,7 @@ def test_a_policy_explains_itself() -> None:
                 "directory": "/",
                 "max_timeout": 60.0,
             }
-            denied = await here.call("checkPolicy", peer="phone", action="pull", user="ann")
+            denied = await here.call("checkPolicy", peer="phone", action="pull")
             assert (denied.status, denied.data["allowed"], denied.data["registered"]) == (255, False, False)
             assert denied.data["directory"] == "/opt/automateLinux"
             assert denied.data["reason"] == "[allow deploy]: phone is not among peers"
@@ -737,11 +737,32 @@ def test_a_policy_explains_itself() -> None:
                 {**asked, "action": "pull"},
                 {"shell_cmd": "x"},
                 {**asked, "shell_cmd": "x", "argv": ("x",)},
+                {"action": "pull", "user": "nobody"},
+                {"action": "pull", "env": [("A", "x")]},
             ):
                 with pytest.raises(PeerdError) as caught:
                     await here.call("checkPolicy", **{"peer": "laptop", **wrong})
                 assert caught.value.code is Code.USAGE
             assert here.executor.requests == []
+
+    asyncio.run(main())
+
+
+def test_a_policy_is_explained_as_it_is_applied(records: Journal) -> None:
+    asked = {"directory": "/", "shell_cmd": "true"}
+
+    async def main() -> None:
+        async with machine(max_timeout=60.0, default_timeout=30.0) as here:
+            late = await here.call("checkPolicy", peer="laptop", **asked, timeout=61.0)
+            assert (late.status, late.data["allowed"]) == (255, False)
+            assert late.data["reason"] == "a timeout of 61 s is more than max-timeout of vps, 60 s"
+            assert (await here.call("checkPolicy", peer="laptop", **asked, timeout=60.0)).status == 0
+            nobody = await here.call("checkPolicy", peer="phone", **asked)
+            assert (nobody.status, nobody.data["allowed"], nobody.data["registered"]) == (255, False, False)
+            assert nobody.data["reason"] == "phone is not a registered peer; else no rule limits registered peers"
+        async with machine(policy=Policy(accept=False), max_timeout=60.0) as here:
+            denied = await here.call("checkPolicy", peer="laptop", **asked, timeout=61.0)
+            assert denied.data["reason"] == "accept-exec is no"
 
     asyncio.run(main())
 
