@@ -7,7 +7,6 @@ import gc
 import os
 import signal
 import socket
-import stat
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -18,9 +17,10 @@ from typing import Any
 import sdnotify
 from systemd import daemon as systemd
 
-from peerd import __version__, config
+from peerd import __version__, configfiles
 from peerd.apphost import AppHost
 from peerd.bus import Bus
+from peerd.config import Config, ConfigError
 from peerd.connection import Connection
 from peerd.errors import PeerdError
 from peerd.executor import Executor
@@ -38,36 +38,12 @@ from peerd.systemd1 import Systemd
 from peerd.tcpfront import TcpFront
 from peerd.units import Units
 from peerd.unixfront import UnixFront
+from peerd.validate import printable
 
-CONFIG_FILE = Path("/etc/peerd/peerd.conf")
-CONFIG_DIRECTORY = Path("/etc/peerd/peerd.conf.d")
-EX_CONFIG = 78
-"""sysexits.h: the configuration is wrong."""
-_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _STATUS_DELAY = 0.5
+_MAX_SHOWN = 200
 _BACKLOG = 1024
 _USEC = 1_000_000
-
-
-def read_config() -> tuple[config.Config, list[str]]:
-    """The configuration from the files of peerd.conf(5).
-
-    :raises ConfigError: when it cannot be used
-    """
-    files = [file for file in (CONFIG_FILE, *sorted(CONFIG_DIRECTORY.glob("*.conf"))) if file.exists()]
-    settings, warnings = config.parse((str(file), _read(file)) for file in files)
-    # Who may write a policy has what it could allow.
-    exposed = [file for file in files if file.stat().st_mode & _OTHERS_WRITE]
-    return settings, [*warnings, *(f"{file}: others than its owner may write it" for file in exposed)]
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text("utf-8")
-    except OSError as error:
-        raise config.ConfigError(str(error)) from None
-    except UnicodeDecodeError as error:
-        raise config.ConfigError(f"{file}: {error}") from None
 
 
 class Daemon:
@@ -75,12 +51,13 @@ class Daemon:
 
     def __init__(
         self,
-        settings: config.Config,
+        settings: Config,
         listeners: Mapping[str, Sequence[socket.socket]],
         kept: Mapping[str, Sequence[int]],
         state: Path,
     ) -> None:
         self._settings = settings
+        self._not_taken = ""
         self._listeners = listeners
         self._kept = kept
         self._notifier = sdnotify.SystemdNotifier()
@@ -91,7 +68,7 @@ class Daemon:
         self._history = History(state / "jobs.db")
         self._systemd = Systemd()
 
-        def current() -> config.Config:
+        def current() -> Config:
             return self._settings
 
         self._node = Node(self._registry, current, self._changed)
@@ -159,7 +136,7 @@ class Daemon:
             part = f"worker {node.peer_id}, {state} leader {node.link.address}, {len(node.book)} peers known"
         else:
             part = f"{node.peer_id} works alone, no role set"
-        return f"{part}, {running} {'command' if running == 1 else 'commands'} running"
+        return f"{part}, {running} {'command' if running == 1 else 'commands'} running{self._not_taken}"
 
     def _changed(self) -> None:
         self._bus.changed()
@@ -180,10 +157,12 @@ class Daemon:
         # MONOTONIC_USEC= is what Type=notify-reload waits for; with Type=notify it does no harm (sd_notify(3)).
         self._notifier.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
-            self._settings, warnings = read_config()
-        except config.ConfigError as error:
+            self._settings, warnings = configfiles.read()
+        except ConfigError as error:
             log(Event.CONFIG_INVALID, f"Configuration not reloaded, the old one stays in force: {error}")
+            self._not_taken = f"; configuration not reloaded: {printable(str(error), _MAX_SHOWN)}"
         else:
+            self._not_taken = ""
             _warn(warnings)
             self._node.reloaded()
         self._show_status("READY=1\n")
@@ -218,22 +197,19 @@ def _given() -> tuple[dict[str, list[socket.socket]], dict[str, list[int]]]:
     return listeners, kept
 
 
-async def _run(settings: config.Config, state: Path) -> None:
+async def _run(settings: Config, state: Path) -> None:
     await Daemon(settings, *_given(), state).run()
 
 
 def main() -> int:
     """Run the daemon; the exit status is 0 after a stop, 78 for a bad configuration and 1 for a bad state directory."""
-    if len(sys.argv) > 1:
-        sys.stderr.write("peerd is started by systemd (systemctl start peerd). Its commands: d help\n")
-        return 2
     os.umask(0o077)
     try:
-        settings, warnings = read_config()
-    except config.ConfigError as error:
+        settings, warnings = configfiles.read()
+    except ConfigError as error:
         log(Event.CONFIG_INVALID, f"Configuration cannot be used: {error}")
         sys.stderr.write(f"peerd: {error}\n")
-        return EX_CONFIG
+        return configfiles.EX_CONFIG
     _warn(warnings)
     try:
         asyncio.run(_run(settings, Path(os.environ.get("STATE_DIRECTORY", "/var/lib/peerd"))))
@@ -241,7 +217,3 @@ def main() -> int:
         log(Event.INTERNAL_ERROR, error.sentence)
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

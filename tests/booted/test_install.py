@@ -69,9 +69,10 @@ def test_reload_takes_a_good_configuration_and_refuses_a_bad_one(vps: Machine, d
     vps.run("systemctl reload peerd")
     assert desktop.run(command, check=False).returncode == 124
     vps.write(drop_in, "[peerd]\ndefault-timeout = soon\n")
-    vps.run("systemctl reload peerd")
+    assert vps.run("systemctl reload peerd", check=False).returncode == 1
     assert desktop.run(command, check=False).returncode == 124
     vps.wait_until("journalctl -q -t peerd -o cat | grep -q 'not reloaded.*default-timeout'")
+    vps.wait_until("systemctl show -P StatusText peerd | grep -q 'not reloaded.*default-timeout'")
     vps.run(f"rm {drop_in}; systemctl reload peerd")
     assert vps.out("systemctl show -P MainPID peerd") == pid
 

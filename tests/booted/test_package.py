@@ -109,7 +109,9 @@ def test_pip_gives_a_working_d_and_peerd_with_their_units(outsider: Machine, whe
     outsider.run(f"/opt/peerd/bin/pip install --quiet --no-index /root/{wheel.name}", timeout=120)
     assert "Usage: d " in outsider.out("/opt/peerd/bin/d help")
     outsider.write(
-        "/etc/systemd/system/peerd.service.d/venv.conf", "[Service]\nExecStart=\nExecStart=/opt/peerd/bin/peerd\n"
+        "/etc/systemd/system/peerd.service.d/venv.conf",
+        "[Service]\nExecStart=\nExecStart=/opt/peerd/bin/peerd\n"
+        "ExecReload=\nExecReload=kill -HUP $MAINPID\nExecReload=/opt/peerd/bin/peerd --check\n",
     )
     outsider.run("""set -e
         systemd-sysusers /opt/peerd/lib/sysusers.d/peerd.conf
@@ -124,6 +126,7 @@ def test_pip_gives_a_working_d_and_peerd_with_their_units(outsider: Machine, whe
         assert outsider.run(f"{d} getPeerIdByIp", check=False).returncode == 2
         outsider.wait_until(f"busctl call {busapi.NAME} {busapi.ROOT} {busapi.MANAGER} Version", 20)
         assert outsider.ok("test -e /opt/peerd/share/man/man1/d.1")
+        outsider.run("systemctl reload peerd")
     finally:
         outsider.run(f"""systemctl stop {UNITS} peerd.slice
             rm -r /etc/systemd/system/peerd* /etc/dbus-1/system.d/org.automatelinux.* /opt/peerd /var/lib/peerd

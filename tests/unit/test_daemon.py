@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import sdnotify
 
-from peerd import daemon
+from peerd import __main__, configfiles, daemon
 from peerd.config import ConfigError
 from peerd.journal import Event
 from peerd.registry import Identity
@@ -20,15 +21,15 @@ from unit.support import Journal, settings
 @pytest.fixture
 def etc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the configuration is."""
-    monkeypatch.setattr(daemon, "CONFIG_FILE", tmp_path / "peerd.conf")
-    monkeypatch.setattr(daemon, "CONFIG_DIRECTORY", tmp_path / "peerd.conf.d")
+    monkeypatch.setattr(configfiles, "CONFIG_FILE", tmp_path / "peerd.conf")
+    monkeypatch.setattr(configfiles, "CONFIG_DIRECTORY", tmp_path / "peerd.conf.d")
     (tmp_path / "peerd.conf.d").mkdir()
     return tmp_path
 
 
 def test_without_files_the_defaults_are_in_force(etc: Path) -> None:
     (etc / "peerd.conf.d").rmdir()
-    assert daemon.read_config() == (settings(), [])
+    assert configfiles.read() == (settings(), [])
 
 
 def test_drop_ins_win_over_the_file_in_the_order_of_their_names(etc: Path) -> None:
@@ -36,7 +37,7 @@ def test_drop_ins_win_over_the_file_in_the_order_of_their_names(etc: Path) -> No
     (etc / "peerd.conf.d/20-b.conf").write_text("[peerd]\nport = 3\n")
     (etc / "peerd.conf.d/10-a.conf").write_text("[peerd]\nport = 2\nmax-commands = 2\n")
     (etc / "peerd.conf.d/30-c.conf.dpkg-old").write_text("[peerd]\nport = 4\n")
-    assert daemon.read_config() == (settings(port=3, max_commands=2, repository="/one"), [])
+    assert configfiles.read() == (settings(port=3, max_commands=2, repository="/one"), [])
 
 
 @pytest.mark.parametrize(
@@ -45,7 +46,7 @@ def test_drop_ins_win_over_the_file_in_the_order_of_their_names(etc: Path) -> No
 def test_a_file_that_cannot_be_used_is_refused(etc: Path, content: bytes) -> None:
     (etc / "peerd.conf").write_bytes(content)
     with pytest.raises(ConfigError) as caught:
-        daemon.read_config()
+        configfiles.read()
     assert str(etc / "peerd.conf") in str(caught.value)
 
 
@@ -53,13 +54,31 @@ def test_a_file_that_cannot_be_used_is_refused(etc: Path, content: bytes) -> Non
 def test_a_file_that_others_may_write_is_warned_of(etc: Path, mode: int) -> None:
     (etc / "peerd.conf").write_text("[peerd]\nport = 1\n")
     (etc / "peerd.conf").chmod(mode)
-    assert daemon.read_config() == (settings(port=1), [f"{etc}/peerd.conf: others than its owner may write it"])
+    assert configfiles.read() == (settings(port=1), [f"{etc}/peerd.conf: others than its owner may write it"])
 
 
 def test_a_file_that_cannot_be_read_is_refused(etc: Path) -> None:
     (etc / "peerd.conf").mkdir()
     with pytest.raises(ConfigError, match=r"peerd\.conf"):
-        daemon.read_config()
+        configfiles.read()
+
+
+@pytest.mark.parametrize("name", ["peerd.conf", "peerd.conf.d/policy.conf", "peerd.conf.d"])
+def test_a_link_to_nowhere_is_no_missing_file(etc: Path, name: str) -> None:
+    (etc / "peerd.conf.d").rmdir()
+    if name == "peerd.conf.d/policy.conf":
+        (etc / "peerd.conf.d").mkdir()
+    (etc / name).symlink_to(etc / "gone")
+    with pytest.raises(ConfigError) as caught:
+        configfiles.read()
+    assert str(etc / name) in str(caught.value)
+
+
+def test_a_file_that_is_gone_meanwhile_is_refused(etc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (etc / "peerd.conf").write_text("[peerd]\n")
+    monkeypatch.setattr(Path, "iterdir", lambda path: iter([path / "gone.conf"]))
+    with pytest.raises(ConfigError, match=r"gone\.conf"):
+        configfiles.read()
 
 
 def test_a_daemon_with_a_bad_configuration_ends_with_78_and_says_why(
@@ -104,9 +123,66 @@ def test_a_status_that_has_not_changed_wakes_nobody(tmp_path: Path, monkeypatch:
     assert [line.partition(" ")[0] for line in told] == ["STATUS=laptop", "STATUS=desktop", "STATUS=laptop"]
 
 
-def test_a_daemon_with_arguments_ends_with_2(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("arguments", [["--help"], ["--check", "x"], ["x", "--check"]])
+def test_other_arguments_end_with_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["peerd", "--help"])
-    assert daemon.main() == 2
+    monkeypatch.setattr(sys, "argv", ["peerd", *arguments])
+    assert __main__.main() == 2
     assert "systemctl start peerd" in capsys.readouterr().err
+
+
+def test_the_daemon_is_run_without_arguments(etc: Path, records: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    (etc / "peerd.conf").write_text("[peerd]\nport = x\n")
+    monkeypatch.setattr(sys, "argv", ["peerd"])
+    assert __main__.main() == 78
+    assert records.of(Event.CONFIG_INVALID)
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "said"),
+    [
+        ("[peerd]\nport = 1\n", 0, ""),
+        ("[peerd]\nprot = 1\n", 0, "peerd: {}: unknown setting 'prot', ignored\n"),
+        ("[peerd]\naccept-exec = No\n", 78, "peerd: {}: accept-exec: must be yes or no\n"),
+    ],
+)
+def test_the_configuration_can_be_looked_at_alone(
+    etc: Path,
+    records: Journal,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    text: str,
+    status: int,
+    said: str,
+) -> None:
+    (etc / "peerd.conf").write_text(text)
+    monkeypatch.setattr(sys, "argv", ["peerd", "--check"])
+    monkeypatch.setattr(daemon, "main", pytest.fail)
+    assert __main__.main() == status
+    assert capsys.readouterr().err == said.format(etc / "peerd.conf")
+    assert not records.records
+
+
+def test_the_status_says_that_a_configuration_is_not_in_force(
+    etc: Path, records: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    notifier = SimpleNamespace(notify=lambda state: told.append(state.splitlines()[-1]))
+    monkeypatch.setattr(sdnotify, "SystemdNotifier", lambda: notifier)
+
+    async def main() -> None:
+        one = daemon.Daemon(settings(), {}, {}, etc)
+        (etc / "peerd.conf").write_text("[peerd]\naccept-exec = No\n")
+        one._reload()
+        one._show_status()
+        (etc / "peerd.conf").write_text("[peerd]\naccept-exec = no\n")
+        one._reload()
+        one._history.close()
+        one._registry.close()
+
+    asyncio.run(main())
+    usual = f"STATUS={socket.gethostname()} works alone, no role set, 0 commands running"
+    bad = f"{usual}; configuration not reloaded: {etc}/peerd.conf: accept-exec: must be yes or no"
+    assert [state for state in told if state.startswith("STATUS")] == [bad, bad, usual]
+    assert len(records.of(Event.CONFIG_INVALID)) == 1

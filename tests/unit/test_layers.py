@@ -21,7 +21,7 @@ EDGES = {
     "sdnotify": {"daemon"},
     "click": {"cli"},
 }
-FRONT = {"bus", "daemon", "fronts", "tcpfront", "unixfront"}
+FRONT = {"__main__", "bus", "daemon", "fronts", "tcpfront", "unixfront"}
 
 
 def imports(name: str, everywhere: bool = True) -> set[str]:
@@ -72,6 +72,11 @@ def test_the_client_loads_nothing_of_peerd_before_it_must() -> None:
     assert inside("client") <= {"cli", "clientpipes", "clientstdin", "quickjson", "render"}
 
 
+def test_to_look_at_the_configuration_loads_nothing_but_that() -> None:
+    assert imports("__main__", everywhere=False) == {"__future__", "sys", "peerd.configfiles"}
+    assert inside("configfiles") == {"config"}
+
+
 def test_the_spawner_knows_nothing_of_peerd() -> None:
     assert not inside("spawner")
     assert "peerd" not in outside("spawner")
@@ -88,7 +93,7 @@ def test_the_service_knows_no_front() -> None:
 
 
 def test_only_what_puts_the_parts_together_knows_more_than_what_fronts_have_in_common() -> None:
-    for name in (FRONT & SOURCES.keys()) - {"daemon"}:
+    for name in (FRONT & SOURCES.keys()) - {"__main__", "daemon"}:
         assert inside(name) & FRONT <= {"fronts"}
 
 

@@ -23,7 +23,7 @@ from peerd import (
     cli,
     client,
     config,
-    daemon,
+    configfiles,
     errors,
     executor,
     fronts,
@@ -186,7 +186,7 @@ def test_every_value_of_an_option_is_explained() -> None:
 
 def test_no_command_or_option_is_named_that_does_not_exist() -> None:
     flags = {flag for command in COMMANDS for option in command.options for flag in (option.flag, option.short)}
-    flags |= {"--json", "--stream", "--version", "--help", "-h", r"-\&-"}
+    flags |= {"--check", "--json", "--stream", "--version", "--help", "-h", r"-\&-"}
     assert {f"-{word}" for page in ALL for word in page.arguments("Fl")} <= flags
     assert {*D.arguments("Ic"), *PEERD.arguments("Ic")} <= set(BY_NAME)
     literal = "\n".join(page.text for page in ALL)
@@ -358,10 +358,10 @@ def test_units_files_and_exit_statuses_of_the_daemon() -> None:
     paths = PEERD.arguments("Pa")
     for unit in (path.name for path in (ROOT / "units").iterdir() if path.is_file()):
         assert unit in paths
-    for path in (client.SOCKET, str(daemon.CONFIG_FILE), f"{daemon.CONFIG_DIRECTORY}/*.conf"):
+    for path in (client.SOCKET, str(configfiles.CONFIG_FILE), f"{configfiles.CONFIG_DIRECTORY}/*.conf"):
         assert path in paths
-    assert str(daemon.CONFIG_FILE) in CONF.arguments("Pa")
-    assert (str(daemon.EX_CONFIG),) in PEERD.part(".Sh EXIT STATUS").items(r"(\S+)")
+    assert str(configfiles.CONFIG_FILE) in CONF.arguments("Pa")
+    assert (str(configfiles.EX_CONFIG),) in PEERD.part(".Sh EXIT STATUS").items(r"(\S+)")
 
 
 # --- peerd-protocol(7)
