@@ -111,14 +111,12 @@ SETTINGS: tuple[Setting, ...] = (
 class Config:
     """The settings in force; an attribute for each row of :data:`SETTINGS`, durations in seconds.
 
-    :ivar policy: what peers may do here
+    :ivar policy: what peers may do here, accept-exec and registry-admins included
     """
 
     vpn_interface: str
     leader_address: str
     registration: Mode
-    registry_admins: tuple[str, ...]
-    accept_exec: bool
     port: int
     repository: str
     pull_command: str
@@ -178,7 +176,7 @@ def parse(sources: Iterable[tuple[str, str]]) -> tuple[Config, list[str]]:
     if any(values[name] > values["max-timeout"] for name in defaults):
         raise ConfigError(f"{', '.join(defaults)} must not be more than max-timeout")
     try:
-        rules = policy.build(sections, values["accept-exec"], values["registry-admins"])
+        rules = policy.build(sections, values.pop("accept-exec"), values.pop("registry-admins"))
     except ValueError as error:
         raise ConfigError(str(error)) from None
     return Config(**{name.replace("-", "_"): value for name, value in values.items()}, policy=rules), warnings
