@@ -214,7 +214,7 @@ def test_seconds_are_shown_as_people_write_them(number: float, text: str) -> Non
 
 def test_a_timeout_that_is_too_long_is_named_with_all_its_digits() -> None:
     with pytest.raises(PeerdError, match=r"1500000 s is more than max-timeout of vps, 86400 s"):
-        settling.resolve(ExecRequest("0" * 16, "/", "true", timeout=1_500_000.0), settings(), "vps")
+        settling.settle(ExecRequest("0" * 16, "/", "true", timeout=1_500_000.0), settings(), "vps")
 
 
 @given(st.floats(min_value=0, exclude_min=True, max_value=365 * 86400))
