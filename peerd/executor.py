@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -13,6 +12,7 @@ from peerd.audience import Audience
 from peerd.config import Config
 from peerd.errors import Code, Outcome, PeerdError
 from peerd.handles import HandlesError
+from peerd.held import Held
 from peerd.history import History
 from peerd.job import Job
 from peerd.journal import Event, log, report
@@ -55,16 +55,13 @@ class Executor:
         self._name = name
         self._changed = changed
         self._seen: dict[str, None] = {}
-        self._runs: dict[str, Run] = {}
-        self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._attending: Counter[str] = Counter()
-        self._timers: dict[str, asyncio.TimerHandle] = {}
         self._starting: set[asyncio.Task[Run]] = set()
+        self._held = Held(past, config)
 
     @property
     def running(self) -> int:
         """How many commands run now."""
-        return len(self._tasks) + len(self._starting)
+        return len(self._starting) + len(self._held.running)
 
     def start(self, kept: Mapping[str, Sequence[int]]) -> None:
         """Get ready for the first command, and take up those that an earlier process left.
@@ -75,21 +72,16 @@ class Executor:
         for name, descriptors, stdin in handles.kept_commands(kept):
             self._adopt(name, descriptors, stdin)
         for entry in self._history.find(history.RAN, outcome="", limit=_REMEMBERED):
-            if entry.job.exec_id not in self._runs:
+            if entry.job.exec_id not in self._held.ids:
                 lost = PeerdError(Code.CUT_OFF, peer=self._name())
                 self._record(replace(entry.job, result=ExecResult.failure(lost)), entry.peer)
-        self._storage.expire(self._runs)
+        self._storage.expire(self._held.ids)
 
     async def close(self) -> None:
         """Let go of what runs; it goes on, for another process to take up."""
         if self._starting:
             await asyncio.wait(self._starting)
-        tasks = list(self._tasks.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        for one in self._runs.values():
-            one.leave()
+        await self._held.leave()
         self._spawner.close()
 
     # --- starting
@@ -161,11 +153,8 @@ class Executor:
         return started
 
     def _take_up(self, one: Run, known: ExecResult | None = None) -> None:
-        exec_id = one.request.exec_id
-        self._runs[exec_id] = one
-        self._tasks[exec_id] = asyncio.create_task(self._see_to_end(one, known))
+        self._held.add(one, asyncio.create_task(self._see_to_end(one, known)))
         self._changed()
-        self._watch_over(one)
 
     def _adopt(self, name: str, descriptors: Sequence[int], stdin: int | None) -> None:
         try:
@@ -220,8 +209,8 @@ class Executor:
             raise PeerdError(Code.BUSY, reason=reason)
 
     def _running_of(self, peer: str) -> int:
-        mine = (one for one in self._runs.values() if not one.caller.local and one.caller.peer == peer)
-        return sum(one.result is None for one in mine)
+        callers = (one.caller for one in self._held.running)
+        return sum(not caller.local and caller.peer == peer for caller in callers)
 
     # --- ending
 
@@ -242,13 +231,11 @@ class Executor:
             self._record(one.job, one.caller.peer)
         one.ended.set()
         one.output.end()
-        del self._tasks[exec_id]
         turns.do_after(turns.ANSWER, self._tell_of_end)
         if one.request.detach:
             self._storage.settle(exec_id)
-            self._storage.expire(self._runs)
-            if not self._attending[exec_id]:
-                self._forget(one)
+            self._storage.expire(self._held.ids)
+        self._held.ended(one)
 
     def _tell_of_end(self) -> None:
         self._spawner.refill()
@@ -271,53 +258,26 @@ class Executor:
             unit=scopes.scope_name(job.exec_id),
         )
 
-    def _watch_over(self, one: Run) -> None:
-        """See that a command that nobody listens to any more does not outlive reattach-timeout, unless it may."""
-        exec_id = one.request.exec_id
-        if exec_id in self._timers:
-            self._timers.pop(exec_id).cancel()
-        if not one.request.detach and not self._attending[exec_id]:
-            loop = asyncio.get_running_loop()
-            self._timers[exec_id] = loop.call_later(self._config().reattach_timeout, self._abandon, one)
-
-    def _abandon(self, one: Run) -> None:
-        if one.result is None:
-            one.cancel(abandoned=True)
-            self._watch_over(one)
-        else:
-            self._forget(one)
-
-    def _forget(self, one: Run) -> None:
-        exec_id = one.request.exec_id
-        del self._runs[exec_id], self._attending[exec_id]
-        if exec_id in self._timers:
-            self._timers.pop(exec_id).cancel()
-        # Without its descriptors the next process would have nothing but the record to know the end from.
-        self._history.catch_up()
-        one.close()
-
     def delivered(self, exec_id: str) -> None:
         """The caller has the result of its command: nothing of it is kept but its record."""
-        one = self._runs.get(exec_id)
-        if one and one.result is not None and not self._attending[exec_id]:
-            self._forget(one)
+        self._held.delivered(exec_id)
 
     # --- hearing of them
 
     def find(self, exec_id: str) -> Run | None:
         """The command with this id, while it runs or its caller has not heard all of it."""
-        return self._runs.get(exec_id)
+        return self._held.find(exec_id)
 
     def knows(self, exec_id: str) -> bool:
         """Whether a command with this id was started here, or refused."""
-        return exec_id in self._runs or self._history.has(history.RAN, exec_id)
+        return exec_id in self._held.ids or self._history.has(history.RAN, exec_id)
 
     def job(self, exec_id: str) -> Job:
         """What is known of a command that runs or ran here.
 
         :raises PeerdError: NO_SUCH_JOB
         """
-        if one := self._runs.get(exec_id):
+        if one := self.find(exec_id):
             return one.job
         if entry := self._history.get(history.RAN, exec_id):
             return entry.job
@@ -326,7 +286,7 @@ class Executor:
     @property
     def active(self) -> list[Job]:
         """The commands that run here."""
-        return [one.job for one in self._runs.values() if one.result is None]
+        return [one.job for one in self._held.running]
 
     def jobs(self, limit: int) -> Iterable[Job]:
         """The commands that run here, and the detached ones that have ended and whose output is kept."""
@@ -339,7 +299,7 @@ class Executor:
 
         :raises PeerdError: NO_SUCH_JOB
         """
-        if one := self._runs.get(exec_id):
+        if one := self.find(exec_id):
             await one.ended.wait()
         return self.job(exec_id)
 
@@ -348,7 +308,7 @@ class Executor:
 
         :raises PeerdError: NO_SUCH_JOB
         """
-        if one := self._runs.get(exec_id):
+        if one := self.find(exec_id):
             one.cancel()
         return await self.wait(exec_id)
 
@@ -359,19 +319,11 @@ class Executor:
         :raises PeerdError: NO_SUCH_JOB; OUTPUT_GONE where its output is not kept any more
         :raises ConnectionError: when nobody is left to hear of it; the command may be attended again
         """
-        one = self._runs.get(exec_id)
+        one = self._held.find(exec_id)
         if one is None:
             return await unless_cancelled(session, self._replay(exec_id, session, offsets))
-        self._attending[exec_id] += 1
-        self._watch_over(one)
-        try:
+        with self._held.attended(one):
             return await Audience(one, session).listen(offsets)
-        finally:
-            self._attending[exec_id] -= 1
-            if one.request.detach and one.result is not None and not self._attending[exec_id]:
-                self._forget(one)
-            else:
-                self._watch_over(one)
 
     async def _replay(self, exec_id: str, session: Session, offsets: Offsets) -> ExecResult | None:
         """The same for a command that has ended and that is not in memory any more."""
