@@ -55,13 +55,13 @@ class Executor:
         self._name = name
         self._changed = changed
         self._seen: dict[str, None] = {}
-        self._starting: set[asyncio.Task[Run]] = set()
+        self._starting: dict[asyncio.Task[Run], Caller] = {}
         self._held = Held(past, config)
 
     @property
     def running(self) -> int:
         """How many commands run now."""
-        return len(self._starting) + len(self._held.running)
+        return len(self._callers())
 
     def start(self, kept: Mapping[str, Sequence[int]]) -> None:
         """Get ready for the first command, and take up those that an earlier process left.
@@ -101,8 +101,8 @@ class Executor:
             self._find_room(caller)
             # A task of its own: a caller that goes away now finds a command that can be looked after, or none.
             starting = asyncio.create_task(self._launch(request, caller))
-            self._starting.add(starting)
-            starting.add_done_callback(self._starting.discard)
+            self._starting[starting] = caller
+            starting.add_done_callback(self._starting.pop)
             return await asyncio.shield(starting)
         except PeerdError as error:
             if not caller.local:
@@ -200,17 +200,19 @@ class Executor:
 
         :raises PeerdError: BUSY where as many run as may, or of one peer half of that
         """
-        limit = self._config().max_commands
-        if self.running >= limit:
+        limit, callers = self._config().max_commands, self._callers()
+        if len(callers) >= limit:
             raise PeerdError(Code.BUSY, reason=f"{limit} commands run on {self._name()} (its max-commands)")
         share = max(1, limit // 2)
-        if not caller.local and self.running >= share and self._running_of(caller.peer) >= share:
+        if not caller.local and len(callers) >= share and callers.count(caller) >= share:
             reason = f"{share} commands of {caller.peer} run on {self._name()} (half of its max-commands)"
             raise PeerdError(Code.BUSY, reason=reason)
 
-    def _running_of(self, peer: str) -> int:
-        callers = (one.caller for one in self._held.running)
-        return sum(not caller.local and caller.peer == peer for caller in callers)
+    def _callers(self) -> list[Caller]:
+        """Who asked for what runs or is being started, once for each."""
+        # One whose start is over is held, or has failed.
+        starting = [caller for task, caller in self._starting.items() if not task.done()]
+        return [*starting, *(one.caller for one in self._held.running)]
 
     # --- ending
 

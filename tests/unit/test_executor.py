@@ -350,6 +350,21 @@ def test_one_peer_runs_no_more_than_half_of_the_commands() -> None:
     asyncio.run(main())
 
 
+def test_one_peer_starts_no_more_than_half_of_the_commands_at_once() -> None:
+    async def main() -> None:
+        async with executing(max_commands=4) as executor:
+            asked = [request("exec sleep 1000", exec_id=f"{number:016x}") for number in range(4)]
+            starting = (executor.launch(one, Caller("laptop")) for one in asked)
+            results = await asyncio.gather(*starting, return_exceptions=True)
+            refused = [result.code for result in results if isinstance(result, PeerdError)]
+            assert refused == [Code.BUSY, Code.BUSY]
+            await executor.launch(request("exec sleep 1000"), Caller("desktop"))
+            for job in executor.active:
+                await executor.cancel(job.exec_id)
+
+    asyncio.run(main())
+
+
 def test_a_command_that_ends_by_itself_has_not_run_out_of_the_time_that_its_scope_took(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
