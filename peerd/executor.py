@@ -79,6 +79,7 @@ class Executor:
 
     async def close(self) -> None:
         """Let go of what runs; it goes on, for another process to take up."""
+        self._held.watch_no_more()
         if self._starting:
             await asyncio.wait(self._starting)
         await self._held.leave()

@@ -42,6 +42,7 @@ class Held:
         self._history = past
         self._config = config
         self._records: dict[str, _Record] = {}
+        self._leaving = False
 
     @property
     def ids(self) -> Collection[str]:
@@ -89,6 +90,12 @@ class Held:
         if record and record.ended and not record.attending:
             self._forget(record)
 
+    def watch_no_more(self) -> None:
+        """Nobody can come back to this process any more: the next one waits for the callers."""
+        self._leaving = True
+        for record in self._records.values():
+            self._watch_over(record)
+
     async def leave(self) -> None:
         """Leave all of them to another process of peerd, as they are."""
         tasks = [record.task for record in self._records.values()]
@@ -110,7 +117,7 @@ class Held:
         if record.timer:
             record.timer.cancel()
             record.timer = None
-        if not record.run.request.detach and not record.attending:
+        if not (self._leaving or record.run.request.detach or record.attending):
             loop = asyncio.get_running_loop()
             record.timer = loop.call_later(self._config().reattach_timeout, self._abandon, record)
 

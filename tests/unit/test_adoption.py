@@ -269,6 +269,39 @@ def test_a_command_to_which_nobody_comes_back_in_time_is_cancelled(tmp_path: Pat
     asyncio.run(main())
 
 
+def test_a_command_outlives_the_process_that_ends_however_long_that_takes(
+    tmp_path: Path, store: FakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin, begun, go_on = FakeScopes.start, asyncio.Event(), asyncio.Event()
+    other = "1" * 16
+
+    async def late(self: FakeScopes, name: str, *arguments: Any) -> None:
+        await begin(self, name, *arguments)
+        if name == scope_name(other):
+            begun.set()
+            await go_on.wait()
+
+    monkeypatch.setattr(FakeScopes, "start", late)
+
+    async def main() -> None:
+        fake, listener = FakeScopes(), Listener()
+        async with process(tmp_path, store, fake, reattach_timeout=0.05) as executor:
+            await executor.launch(request("echo up; exec sleep 1000"), CALLER)
+            starting = asyncio.create_task(executor.launch(request("true", exec_id=other), CALLER))
+            await begun.wait()
+            # The end of the process waits for that, and longer than anybody waits for a caller.
+            asyncio.get_running_loop().call_later(0.2, go_on.set)
+        await starting
+        assert ("stop", SCOPE) not in fake.calls
+        async with process(tmp_path, store, fake) as executor:
+            await executor.wait(other)
+            executor.delivered(other)
+            listener.cancel.set()
+            assert (await listener.to_end(executor)).outcome is Outcome.CANCELLED
+
+    asyncio.run(main())
+
+
 def test_a_result_that_nobody_heard_is_heard_after_the_restart_as_it_was_and_recorded_once(
     tmp_path: Path, store: FakeStore, records: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
