@@ -11,6 +11,9 @@ from typing import Any
 from peerd import policy, validate
 
 SECTION = "peerd"
+MAX_COMMANDS = 2048
+"""The most that max-commands can be. FileDescriptorStoreMax= of peerd.service has room for twice as many, as those that
+have ended and are not heard of are kept as well."""
 
 
 class ConfigError(ValueError):
@@ -49,6 +52,10 @@ def _port(text: str) -> int:
 
 def _count(text: str) -> int:
     return validate.integer(int(text), 1, 100_000)
+
+
+def _commands(text: str) -> int:
+    return min(_count(text), MAX_COMMANDS)
 
 
 def _path(text: str) -> str:
@@ -100,7 +107,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("total-output-limit", validate.size, "1G", "Bytes of all detached commands' output that are kept."),
     Setting("job-retention", validate.seconds, "604800", "Seconds that the output of an ended detached command stays."),
     Setting("history-limit", _count, "50000", "How many commands the history holds."),
-    Setting("max-commands", _count, "1024", "How many commands may run here at once."),
+    Setting("max-commands", _commands, "1024", "How many commands may run here at once."),
     Setting(
         "max-connections", _count, "1024", "How many connections of peers and of local clients are served at once."
     ),

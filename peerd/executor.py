@@ -197,7 +197,7 @@ class Executor:
             del self._seen[next(iter(self._seen))]
 
     def _find_room(self, caller: Caller) -> None:
-        """See that one more command may run.
+        """See that one more command may run; as many as may are kept for callers who have not heard of their end.
 
         :raises PeerdError: BUSY where as many run as may, or of one peer half of that
         """
@@ -208,6 +208,9 @@ class Executor:
         if not caller.local and len(callers) >= share and callers.count(caller) >= share:
             reason = f"{share} commands of {caller.peer} run on {self._name()} (half of its max-commands)"
             raise PeerdError(Code.BUSY, reason=reason)
+        if not caller.local:
+            self._held.make_room(share, caller)
+        self._held.make_room(limit)
 
     def _callers(self) -> list[Caller]:
         """Who asked for what runs or is being started, once for each."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from peerd.config import Config
 from peerd.history import History
 from peerd.run import Run
+from peerd.session import Caller
 
 
 @dataclass(eq=False)
@@ -82,7 +83,20 @@ class Held:
 
     def ended(self, run: Run) -> None:
         """Its result is known: nobody waits for that of a detached one."""
-        self._over(self._records[run.request.exec_id])
+        # Behind those that ended before.
+        record = self._records[run.request.exec_id] = self._records.pop(run.request.exec_id)
+        self._over(record)
+
+    def make_room(self, most: int, caller: Caller | None = None) -> None:
+        """See that fewer than so many have ended, all or those of one caller: the first that nobody hears of goes.
+
+        Each that is heard of has a connection, and those have bounds of their own.
+        """
+        if len(self._records) < most:
+            return
+        ended = [one for one in self._records.values() if one.ended and caller in (None, one.run.caller)]
+        if len(ended) >= most and (first := next((one for one in ended if not one.attending), None)):
+            self._forget(first)
 
     def delivered(self, exec_id: str) -> None:
         """The caller has the result: nothing of it is kept but its record."""

@@ -294,6 +294,12 @@ def test_what_is_no_configuration_is_refused_by_the_name_of_its_file(text: str) 
     assert "\n" not in str(caught.value)
 
 
+def test_more_commands_than_can_be_kept_are_no_error_in_a_file_that_has_them() -> None:
+    assert [
+        parse([("x", f"[peerd]\nmax-commands = {count}\n")])[0].max_commands for count in (2048, 2049, 100_000)
+    ] == [*(2048, 2048, 2048)]
+
+
 DEFAULTS = ("default-timeout", "build-timeout", "detached-timeout")
 
 

@@ -365,6 +365,62 @@ def test_one_peer_starts_no_more_than_half_of_the_commands_at_once() -> None:
     asyncio.run(main())
 
 
+def test_of_those_that_ended_unheard_as_many_are_kept_as_may_run_and_half_for_one_peer() -> None:
+    async def main() -> None:
+        async with executing(max_commands=4) as executor:
+
+            async def end(number: int, caller: Caller) -> None:
+                one = await executor.launch(request("echo all", exec_id=f"{number:016x}"), caller)
+                await one.ended.wait()
+
+            def kept() -> list[int]:
+                return [number for number in range(9) if executor.find(f"{number:016x}")]
+
+            await end(0, Caller("desktop"))
+            for number in (1, 2, 3):
+                await end(number, Caller("laptop"))
+            assert kept() == [0, 2, 3]
+            for number in (4, 5, 6):
+                await end(number, CALLER)
+            assert kept() == [3, 4, 5, 6]
+            heard = Heard()
+            assert (await hear(executor, request("", exec_id=f"{3:016x}"), heard)).exit_status == 0
+            assert heard.streams["stdout"] == b"all\n"
+            # Of what was let go there is the record still.
+            assert executor.job(f"{0:016x}").result
+            with pytest.raises(PeerdError) as caught:
+                await hear(executor, request("", exec_id=f"{0:016x}"))
+            assert caught.value.code is Code.OUTPUT_GONE
+            for number in kept():
+                executor.delivered(f"{number:016x}")
+
+    asyncio.run(main())
+
+
+def test_the_first_that_ended_goes_first_and_none_that_is_heard_of() -> None:
+    async def main() -> None:
+        heard, long, short, last = (f"{number:016x}" for number in range(4))
+        size, stuck = 2 * MAX_OUTPUT, Stuck()
+        async with executing(max_commands=2) as executor:
+            hearing = asyncio.create_task(run(executor, request(f"head -c {size} /dev/zero", exec_id=heard), stuck))
+            await stuck.spoke.wait()
+            await executor.wait(heard)
+            await executor.launch(request("exec sleep 1000", exec_id=long), CALLER)
+            await executor.launch(request("true", exec_id=short), CALLER)
+            await executor.wait(short)
+            await executor.cancel(long)
+            await executor.launch(request("true", exec_id=last), CALLER)
+            await executor.wait(last)
+            assert [bool(executor.find(one)) for one in (heard, long, short, last)] == [True, True, False, True]
+            stuck.go_on.set()
+            assert (await hearing).exit_status == 0
+            assert len(stuck.streams["stdout"]) == size
+            executor.delivered(long)
+            executor.delivered(last)
+
+    asyncio.run(main())
+
+
 def test_a_command_that_ends_by_itself_has_not_run_out_of_the_time_that_its_scope_took(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from peerd import fdstore, handles
+from peerd import config, fdstore, handles
 from peerd.handles import Handles, HandlesError, Start
 from peerd.messages import STREAMS, ExecRequest
 from peerd.session import Caller
@@ -66,6 +68,18 @@ def adopted(given: dict[str, list[int]], seed: int = 0) -> tuple[Handles, Start,
     random.Random(seed).shuffle(kept)
     (pipe,) = given.get(STDIN_NAME, [None])
     return handles.adopt(NAME, kept, pipe)
+
+
+def test_the_unit_has_room_for_the_commands_that_may_run_and_as_many_that_have_ended(store: FakeStore) -> None:
+    unit = (Path(__file__).parents[2] / "units/peerd.service").read_text()
+    (room,) = re.findall(r"^FileDescriptorStoreMax=(\d+)$", unit, re.MULTILINE)
+    with made() as command:
+        command.ours.keep(START)
+        for stream, end in zip(STREAMS, (command.stdout, command.stderr), strict=True):
+            os.write(end, b"x")
+            command.ours.spools[stream].fill(command.ours.pipes[stream], 1)
+        assert int(room) == sum(map(len, store.kept.values())) * 2 * config.MAX_COMMANDS
+        let_go(command.ours, forget=True)
 
 
 def test_a_commands_ends_are_blocking_and_ours_are_not_and_none_is_inherited() -> None:
