@@ -145,6 +145,8 @@ class Executor:
                 lambda job: self._history.put(history.RAN, caller.peer, job),
             )
         except BaseException:
+            if self._history.has(history.RAN, request.exec_id):
+                self._history.drop(history.RAN, request.exec_id)
             if spools:
                 self._storage.remove(request.exec_id)
                 for spool in spools.values():

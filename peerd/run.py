@@ -259,7 +259,8 @@ async def launch(
 
     :param spools: where its output goes on disk; none for memory
     :param commit: remembers that it runs; called before it does
-    :raises PeerdError: NO_SUCH_USER, START_FAILED, or what ``commit`` raises; nothing is left of it then
+    :raises PeerdError: NO_SUCH_USER, START_FAILED, or what ``commit`` raises; nothing is left of it then but what
+        ``commit`` stored
     """
     user = request.user or "root"
     try:

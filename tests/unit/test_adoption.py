@@ -464,9 +464,10 @@ def test_a_command_that_was_kept_and_never_began_is_dropped_and_may_be_asked_for
         with pytest.MonkeyPatch.context() as patch:
             # Before it is in the history, or while it is moved into its scope.
             patch.setattr(*((FakeScopes, "start", killed_later) if stored else (History, "put", killed)))
-            # A process that is killed has no time to let go of what is kept, or of its files.
+            # A process that is killed has no time to let go of what is kept, or of its files, or of its row.
             patch.setattr(fdstore, "forget", lambda name: None)
             patch.setattr(Storage, "remove", lambda self, exec_id: None)
+            patch.setattr(History, "drop", lambda self, side, exec_id: None)
             async with process(tmp_path, store) as executor:
                 with pytest.raises(Killed):
                     await executor._launch(settling.resolve(asked, settings()), CALLER)

@@ -329,6 +329,24 @@ def test_who_is_refused_without_end_is_recorded_no_more_than_so_often(
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("detach", [False, True])
+@pytest.mark.parametrize("most", [0, 600])
+def test_of_a_start_that_failed_no_more_is_known_than_its_refusal(
+    most: int, detach: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refusals, "_MOST", most)
+
+    async def main() -> None:
+        async with executing(FakeScopes(refuse="Unit already exists")) as executor:
+            with pytest.raises(PeerdError):
+                await executor.launch(request("true", detach=detach), Caller("laptop"))
+            assert executor.knows(EXEC_ID) is bool(most)
+            # What has no end is taken for cut off when peerd starts the next time.
+            assert not executor._history.find(history.RAN, outcome="")
+
+    asyncio.run(main())
+
+
 def test_one_peer_runs_no_more_than_half_of_the_commands() -> None:
     async def main() -> None:
         async with executing(max_commands=4) as executor:
