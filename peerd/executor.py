@@ -21,6 +21,7 @@ from peerd.run import Run, describe
 from peerd.scopes import ScopeManager
 from peerd.session import Caller, PacedSink, Session, unless_cancelled
 from peerd.spawning import Spawner
+from peerd.spool import Spool
 from peerd.storage import Quota, Storage
 from peerd.streams import Output, Room, Window
 
@@ -167,20 +168,26 @@ class Executor:
             handles.forget(name)
             return
         exec_id = start.request.exec_id
-        spools = self._storage.open(exec_id, live=True) if start.request.detach else ours.spools
-        entry = self._history.get(history.RAN, exec_id)
-        released = handles.RELEASED in notes
-        if not (spools and released):
+        if handles.RELEASED not in notes:
+            # It never ran: whoever asked for it will ask again.
             ours.close(forget=True)
-            if not released:
-                # It never ran: whoever asked for it will ask again.
-                self._history.drop(history.RAN, exec_id)
-            self._storage.remove(exec_id)
-            for spool in (spools or {}).values():
+            for spool in ours.spools.values():
                 spool.close()
+            self._history.drop(history.RAN, exec_id)
+            self._storage.remove(exec_id)
             return
-        room: Room = Quota(self._storage, spools, self._config().job_output_limit) if start.request.detach else Window()
+        spools: Mapping[str, Spool] = ours.spools
+        room: Room = Window()
+        if start.request.detach:
+            files = self._storage.open(exec_id, live=True)
+            if files is None:
+                # It is seen to its end all the same, and can be stopped.
+                text = f"The output of {exec_id} is dropped: its files cannot be opened"
+                log(Event.STATE_UNWRITABLE, text, exec_id=exec_id)
+            spools = files or spools
+            room = Quota(self._storage, spools, self._config().job_output_limit if files else 0)
         self._seen[exec_id] = None
+        entry = self._history.get(history.RAN, exec_id)
         cancelled = handles.CANCELLED in notes
         one = Run(start, ours, spools, room, self._scopes, self._name(), True, cancelled)
         if not cancelled:

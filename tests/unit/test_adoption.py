@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import sqlite3
@@ -552,6 +553,31 @@ def test_a_detached_command_outlives_peerd_with_all_of_its_output(tmp_path: Path
                 result = await listener.attend(executor)
                 assert result == job.result
                 assert listener.heard.streams == {"stdout": SAID, "stderr": b"after\n"}
+
+    asyncio.run(main())
+
+
+def test_a_detached_command_whose_files_are_gone_is_seen_to_its_end_without_its_output(
+    tmp_path: Path, store: FakeStore, fifo: int, records: Journal
+) -> None:
+    async def main() -> None:
+        fake, stopped = FakeScopes(), "1" * 16
+        async with process(tmp_path, store, fake) as executor:
+            await executor.detach(request("read line <fifo; seq 100000; exit 7", tmp_path, detach=True), CALLER)
+            await executor.detach(request("exec sleep 1000", detach=True, exec_id=stopped), CALLER)
+        shutil.rmtree(tmp_path / "jobs")
+        for _ in range(2):
+            async with process(tmp_path, store, fake) as executor:
+                assert {job.exec_id for job in executor.active} == {EXEC_ID, stopped}
+        assert len(records.of(Event.STATE_UNWRITABLE)) == 4
+        async with process(tmp_path, store, fake) as executor:
+            assert (await executor.cancel(stopped)).result
+            os.write(fifo, b"go on\n")
+            result = (await executor.wait(EXEC_ID)).result
+            assert result is not None
+            assert (result.exit_status, result.dropped) == (7, len(SAID) - len(b"before\n"))
+            assert set(result.sizes.values()) == {0}
+            assert executor.running == 0
 
     asyncio.run(main())
 
