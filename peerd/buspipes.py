@@ -16,7 +16,13 @@ class Pipes:
     """
 
     def __init__(self) -> None:
-        pairs = [os.pipe2(os.O_CLOEXEC) for _ in range(2)]
+        pairs = []
+        with contextlib.ExitStack() as stack:
+            for _ in range(2):
+                pairs.append(os.pipe2(os.O_CLOEXEC))
+                for end in pairs[-1]:
+                    stack.callback(os.close, end)
+            stack.pop_all()
         self.given = [reading for reading, _ in pairs]
         self._writing = dict(zip(("stdout", "stderr"), (writing for _, writing in pairs), strict=True))
         for writing in self._writing.values():

@@ -83,23 +83,30 @@ class Handles:
         :param stdin: whether it is sent input; it reads nothing else
         :param spooled: whether its output goes into memory
         :returns: its own ends: stdin, stdout and stderr, for the caller to close
+        :raises OSError: when one cannot be made; none of them is left then
         """
-        if stdin:
-            read_end, write_end = os.pipe2(os.O_CLOEXEC)
-            _widen(read_end)
-            os.set_blocking(write_end, False)
-            self.stdin = Spool.in_memory(_STDIN), write_end
-        else:
-            read_end = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        ends = [read_end]
-        for stream in STREAMS:
-            read_end, write_end = os.pipe2(os.O_CLOEXEC)
-            _widen(read_end)
-            os.set_blocking(read_end, False)
-            self.pipes[stream] = read_end
-            ends.append(write_end)
-            if spooled:
-                self.spools[stream] = self.spool(stream)
+        ends = []
+        with contextlib.ExitStack() as stack:
+            if stdin:
+                spool = Spool.in_memory(_STDIN)
+                stack.callback(spool.close)
+                read_end, write_end = _pipe(stack)
+                os.set_blocking(write_end, False)
+                fed = spool, write_end
+            else:
+                read_end = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+                stack.callback(os.close, read_end)
+                fed = None
+            ends.append(read_end)
+            pipes = {}
+            for stream in STREAMS:
+                pipes[stream], write_end = _pipe(stack)
+                os.set_blocking(pipes[stream], False)
+                ends.append(write_end)
+            stack.pop_all()
+        self.stdin, self.pipes = fed, pipes
+        if spooled:
+            self.spools = {stream: self.spool(stream) for stream in STREAMS}
         return ends
 
     def spool(self, stream: str) -> Spool:
@@ -236,10 +243,17 @@ def _stdin_of(name: str) -> str:
     return f"{name}.{_STDIN}"
 
 
-def _widen(pipe: int) -> None:
-    """Let a pipe hold as much as two messages do, where the system's limits have room for it (pipe(7))."""
+def _pipe(stack: contextlib.ExitStack) -> tuple[int, int]:
+    """A pipe that holds as much as two messages do, where the system's limits have room for it (pipe(7)).
+
+    :param stack: closes both ends
+    """
+    ends = os.pipe2(os.O_CLOEXEC)
+    for end in ends:
+        stack.callback(os.close, end)
     with contextlib.suppress(OSError):
-        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 2 * MAX_OUTPUT)
+        fcntl.fcntl(ends[0], fcntl.F_SETPIPE_SZ, 2 * MAX_OUTPUT)
+    return ends
 
 
 def _link(name: str) -> str:

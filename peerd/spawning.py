@@ -80,13 +80,15 @@ class Spawner:
             return
         self.close()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
+        with theirs, contextlib.ExitStack() as stack:
+            stack.callback(ours.close)
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", str(Path(spawner.__file__))],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 env={"PATH": "/usr/bin:/bin"},
             )
+            stack.pop_all()
         ours.setblocking(False)
         self._channel = ours
         self._loop = asyncio.get_running_loop()

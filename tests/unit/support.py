@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import itertools
 import os
 import resource
 import signal
@@ -495,6 +496,18 @@ def pipe() -> Iterator[tuple[int, int]]:
         for fd in ends:
             with contextlib.suppress(OSError):
                 os.close(fd)
+
+
+@contextlib.contextmanager
+def scarce(count: int) -> Iterator[None]:
+    """This process can open no more than so many descriptors (RLIMIT_NOFILE of setrlimit(2))."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = itertools.filterfalse(descriptors().__contains__, itertools.count())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (next(itertools.islice(free, count, None)), limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from peerd import config, fdstore, handles
 from peerd.handles import Handles, HandlesError, Start
 from peerd.messages import STREAMS, ExecRequest
 from peerd.session import Caller
-from unit.support import EXEC_ID, FakeStore, descriptors
+from unit.support import EXEC_ID, FakeStore, descriptors, scarce
 
 NAME = f"peerd-exec-{EXEC_ID}.scope"
 STDIN_NAME = f"{NAME}.stdin"
@@ -68,6 +68,18 @@ def adopted(given: dict[str, list[int]], seed: int = 0) -> tuple[Handles, Start,
     random.Random(seed).shuffle(kept)
     (pipe,) = given.get(STDIN_NAME, [None])
     return handles.adopt(NAME, kept, pipe)
+
+
+@pytest.mark.parametrize(("stdin", "needed"), [(True, 7), (False, 5)])
+def test_descriptors_that_cannot_all_be_made_leave_none(stdin: bool, needed: int) -> None:
+    control, gate = socket.socketpair()
+    with control, gate:
+        for count in range(needed):
+            ours, before = Handles(control), descriptors()
+            with scarce(count), pytest.raises(OSError, match="Too many open files"):
+                ours.open(stdin, spooled=True)
+            assert descriptors() == before
+            assert (ours.stdin, ours.pipes, ours.spools) == (None, {}, {})
 
 
 def test_the_unit_has_room_for_the_commands_that_may_run_and_as_many_that_have_ended(store: FakeStore) -> None:

@@ -19,7 +19,7 @@ import pytest
 
 from peerd.spawner import STARTED
 from peerd.spawning import Gate, Spawner
-from unit.support import read_all, readable
+from unit.support import descriptors, read_all, readable, scarce
 
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "NAME": "value é \udcff"}
 TERMINATING = [signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGKILL, signal.SIGTERM]
@@ -580,5 +580,18 @@ def test_where_no_gate_can_be_made_the_reason_is_told(spawner: Spawner) -> None:
                 await readable(spawner._channel.fileno())
                 spawner._receive(spawner._channel)
         assert not spawner._ordered
+
+    asyncio.run(main())
+
+
+def test_a_spawner_that_cannot_be_started_leaves_nothing_open() -> None:
+    async def main() -> None:
+        spawner = Spawner()
+        for count in range(4):
+            before = descriptors()
+            with scarce(count), pytest.raises(OSError, match="Too many open files"):
+                spawner.start()
+            assert descriptors() == before
+        spawner.close()
 
     asyncio.run(main())
