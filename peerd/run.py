@@ -118,7 +118,7 @@ class Run:
             self._ours.control.send(b"\n")
 
     def cancel(self, abandoned: bool = False) -> None:
-        """Stop it and all that it started; what it still says is dropped.
+        """Stop it and all that it started; what it still says is dropped, unless it is detached.
 
         :param abandoned: whether that is because nobody is left to hear of it
         """
@@ -127,7 +127,9 @@ class Run:
             self._ours.note(handles.CANCELLED)
             self._cancelled = True
             self._stirred.set()
-            self.output.discard()
+            # For what a detached one still says there is room on the disk, or it is counted.
+            if not self.request.detach:
+                self.output.discard()
 
     def leave(self) -> None:
         """Leave it to another process of peerd, as it is."""
@@ -176,7 +178,7 @@ class Run:
             cpu_usec=used.cpu_usec,
             memory_peak=used.memory_peak,
             sizes=self.output.sizes,
-            dropped=0 if self._cancelled else self.output.dropped,
+            dropped=self.output.dropped if self.request.detach or not self._cancelled else 0,
         )
 
     def _over_time(self, now: float, since: float) -> bool:

@@ -474,6 +474,25 @@ def test_the_output_of_a_detached_command_is_heard_also_where_its_end_is_not_kno
     asyncio.run(main())
 
 
+def test_what_a_detached_command_says_when_it_is_stopped_is_kept() -> None:
+    script = "trap 'echo last; seq 100000 >&2; exit 0' TERM; echo first; sleep 1000 & wait"
+
+    async def main() -> None:
+        heard = Heard()
+        async with executing(job_output_limit=1000) as executor:
+            one = await executor.launch(request(script, detach=True), CALLER)
+            while one.output.sizes["stdout"] < 6:
+                await asyncio.sleep(0.01)
+            one.cancel()
+            result = await hear(executor, request("", detach=True), heard)
+        assert result.outcome is Outcome.CANCELLED
+        assert heard.streams["stdout"] == b"first\nlast\n"
+        assert result.dropped + len(heard.streams["stderr"]) == 588895
+        assert result.dropped
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(
     ("asked", "timeout"),
     [
