@@ -238,7 +238,7 @@ KINDS: Mapping[Code, Kind] = {
     ),
     Code.ID_TAKEN: Kind(
         "Peer id is taken: {peer} belongs to {address}",
-        ("Choose another: d setPeerConfig --role worker --id NAME", "or free it: d deletePeer --peer {peer}"),
+        ("Choose another: d setPeerConfig [--role worker] --id NAME", "or free a worker's: d deletePeer --peer {peer}"),
         Outcome.DENIED,
     ),
     Code.ADDRESS_TAKEN: Kind(

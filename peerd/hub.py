@@ -60,7 +60,7 @@ class Hub:
         return len(self._news)
 
     def set_self(self, me: Registration, address: str) -> None:
-        """Enter this machine under its id and present address, whatever was there."""
+        """Enter this machine under its id and present address, in the place of whoever has one of them."""
         now = time.time()
         known = self.book.by_address(address)
         peer = replace(
@@ -77,6 +77,12 @@ class Hub:
         self._store(peer, others)
         for other in others:
             self._news.close(other.peer_id, PeerdError(Code.DELETED, peer=other.peer_id))
+            log(
+                Event.PEER_DELETED,
+                f"Peer {other.peer_id} ({other.ip_address}) deleted: this leader is {me.peer_id} ({address})",
+                peer=other.peer_id,
+                caller=me.peer_id,
+            )
         self._put(peer)
 
     async def register(self, link: Connection, address: str, claim: Registration, digest: str | None = None) -> Peer:

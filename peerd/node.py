@@ -87,11 +87,13 @@ class Node:
         """Change role, id or leader. A worker whose leader refuses it keeps what it had before.
 
         :returns: why a worker is not connected to its leader yet, or None; the change holds all the same
-        :raises PeerdError: OWN_ADDRESS, or the leader's refusal; nothing is changed then
+        :raises PeerdError: OWN_ADDRESS, ID_TAKEN, or the leader's refusal; nothing is changed then
         """
         if identity.role == WORKER and network.is_own_address(identity.leader_address):
             raise PeerdError(Code.OWN_ADDRESS, address=identity.leader_address)
         async with self._changing:
+            if identity.role == LEADER:
+                self._see_that_id_is_free(identity.peer_id)
             before = self.identity
             self._registry.set_identity(identity)
             self._joining = True
@@ -213,6 +215,15 @@ class Node:
         except OSError:
             # By now this machine may have another leader, or none.
             raise PeerdError(Code.NOT_CONNECTED, address=link.address) from None
+
+    def _see_that_id_is_free(self, peer_id: str) -> None:
+        """Raise ID_TAKEN where a leader of this id would take it from another peer of its registry."""
+        book = self.hub.book if self.hub else PeerBook(self._registry.peers())
+        holder, address = book.by_id(peer_id), self.address
+        # A machine that keeps its id may have got another address; unless its entry is that of a former id.
+        kept = peer_id == self.identity.peer_id and not (address and book.by_address(address))
+        if holder and holder.ip_address != address and not kept:
+            raise PeerdError(Code.ID_TAKEN, peer=peer_id, address=holder.ip_address)
 
     async def _change(self, identity: Identity) -> None:
         await self._lay_down()

@@ -634,6 +634,36 @@ def test_a_leader_that_is_renamed_is_one_peer() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("before", [LEADER, WORKER, Identity("worker", "laptop", "127.0.0.1")], ids=str)
+def test_a_leader_takes_no_id_that_another_peer_has(before: Identity, records: Journal) -> None:
+    me = Peer("vps", "127.0.0.1")
+
+    async def main() -> None:
+        async with machine(before, succeed, me, LAPTOP) as here:
+            with pytest.raises(PeerdError) as caught:
+                await here.call("setPeerConfig", role="leader", id="laptop")
+            assert str(caught.value) == "Peer id is taken: laptop belongs to 127.0.0.4"
+            assert caught.value.kind.exit_status == 255
+            assert here.node.identity == here.registry.identity() == before
+            assert {peer.peer_id: peer.ip_address for peer in here.registry.peers()}["laptop"] == "127.0.0.4"
+            assert not records.of(Event.ROLE_SET)
+
+    asyncio.run(main())
+
+
+def test_a_leader_at_another_address_keeps_its_id_and_what_it_replaces_is_recorded(records: Journal) -> None:
+    async def main() -> None:
+        async with machine(Identity("worker", "vps", "127.0.0.1"), succeed, Peer("vps", "10.0.0.1")) as here:
+            answer = await here.call("setPeerConfig", role="leader")
+            assert "Role: leader, ID: vps" in answer.text
+            assert [(peer.peer_id, peer.ip_address) for peer in here.registry.peers()] == [("vps", "127.0.0.1")]
+            (record,) = records.of(Event.PEER_DELETED)
+            assert (record.text("peer"), record.text("caller")) == ("vps", "vps")
+            assert "10.0.0.1" in record.message
+
+    asyncio.run(main())
+
+
 def test_a_peer_is_deleted_on_the_leader_by_itself_and_on_a_worker_by_asking() -> None:
     async def main() -> None:
         async with machine() as here:
