@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from peerd import connection, validate
+from peerd.bookreader import entries, receive_book
 from peerd.connection import Connection
 from peerd.errors import Code, PeerdError
 from peerd.journal import report
@@ -18,12 +19,10 @@ from peerd.peers import Peer, PeerBook
 from peerd.pool import Connect
 from peerd.protocol import Frame
 
-MAX_PEERS = 100_000
 _FIRST_DELAY = 0.25
 """Seconds that are at least between two attempts, and between two questions for a sign of life."""
 _LONGEST_DELAY = 5.0
 _REFUSED_DELAY = 60.0
-MAX_CLAIMS = 1000
 _MISSED_HEARTBEATS = 2.5
 
 
@@ -232,51 +231,7 @@ class LeaderLink:
                 self._patience.reschedule(due)
 
 
-def _count(value: object) -> int:
-    return validate.integer(value, 0, MAX_PEERS)
-
-
 def _ids(value: object) -> list[str]:
     if not isinstance(value, list):
         raise ValueError("must be a list of ids")
     return [validate.peer_id(item) for item in value]
-
-
-def _claims(value: object) -> list[Peer]:
-    if not isinstance(value, list) or len(value) > MAX_CLAIMS:
-        raise ValueError(f"must be a list of at most {MAX_CLAIMS}")
-    return [Peer.from_wire(entry) for entry in value]
-
-
-async def receive_book(link: Connection, copy: PeerBook | None = None) -> PeerBook:
-    """All peers, as a leader sends them: how many there are, then their entries.
-
-    :param copy: a copy of which the leader may say that it is still right
-    :raises PeerdError: BAD_MESSAGE
-    :raises ConnectionError: when the connection ends before the last of them
-    """
-    reply = (await link.expect("reply")).fields
-    count = take(reply, "count", _count)
-    claims = take_optional(reply, "claims", _claims) or []
-    if copy is not None and take(reply, "same", validate.boolean, False):
-        copy.claims = claims
-        return copy
-    book = PeerBook(claims=claims)
-    received = 0
-    while received < count:
-        peers = entries(await link.expect("peers"))
-        received += len(peers)
-        for peer in peers:
-            book.put(peer)
-    return book
-
-
-def entries(frame: Frame) -> list[Peer]:
-    """The peers in a ``peers`` message.
-
-    :raises PeerdError: BAD_MESSAGE
-    """
-    listed = frame.fields.get("peers")
-    if not isinstance(listed, list) or not listed:
-        raise PeerdError(Code.BAD_MESSAGE, reason="peers must be a list of peers")
-    return [Peer.from_wire(entry) for entry in listed]

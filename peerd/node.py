@@ -7,12 +7,13 @@ import contextlib
 from collections.abc import Callable, Mapping
 
 from peerd import __version__, network
+from peerd.bookreader import receive_book
 from peerd.config import Config
 from peerd.dialler import Dialler
 from peerd.errors import Code, PeerdError
 from peerd.hub import Hub
 from peerd.journal import Event, log, report
-from peerd.links import LeaderLink, receive_book
+from peerd.links import LeaderLink
 from peerd.messages import Registration, RegistryAction
 from peerd.peers import Peer, PeerBook
 from peerd.pool import Pool

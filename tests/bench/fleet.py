@@ -20,8 +20,9 @@ import time
 from collections.abc import Callable
 from typing import cast
 
+from peerd.bookreader import receive_book
 from peerd.connection import Connection
-from peerd.links import Pauses, receive_book
+from peerd.links import Pauses
 from peerd.messages import Registration
 from peerd.peers import PeerBook
 

@@ -6,8 +6,8 @@ import random
 from collections.abc import Callable, Mapping
 
 from peerd import messages, protocol
+from peerd.bookreader import entries
 from peerd.errors import PeerdError
-from peerd.links import entries
 from peerd.messages import Action, ExecRequest, ExecResult, Registration
 from peerd.peers import Peer
 from peerd.protocol import Decoder, Frame

@@ -481,10 +481,10 @@ def test_what_a_detached_command_says_when_it_is_stopped_is_kept() -> None:
         heard = Heard()
         async with executing(job_output_limit=1000) as executor:
             one = await executor.launch(request(script, detach=True), CALLER)
-            while one.output.sizes["stdout"] < 6:
-                await asyncio.sleep(0.01)
+            hearing = asyncio.create_task(hear(executor, request("", detach=True), heard))
+            await heard.spoke.wait()
             one.cancel()
-            result = await hear(executor, request("", detach=True), heard)
+            result = await hearing
         assert result.outcome is Outcome.CANCELLED
         assert heard.streams["stdout"] == b"first\nlast\n"
         assert result.dropped + len(heard.streams["stderr"]) == 588895

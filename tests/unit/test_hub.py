@@ -11,12 +11,12 @@ import pytest
 
 from peerd import hub as hub_module
 from peerd import network, refusals
+from peerd.bookreader import receive_book
 from peerd.config import Mode
 from peerd.connection import Connection
 from peerd.errors import Code, PeerdError
 from peerd.hub import Hub
 from peerd.journal import Event
-from peerd.links import receive_book
 from peerd.peers import Peer
 from peerd.registry import Registry
 from unit.support import Journal, key_table, linked, registration, settings

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from peerd import links
+from peerd.bookreader import receive_book
 from peerd.errors import Code, PeerdError
-from peerd.links import LeaderLink, Pauses, receive_book
+from peerd.links import LeaderLink, Pauses
 from peerd.peers import Peer
 from unit.support import LOCALHOST, FakePeers, Wire, linked, registration
 

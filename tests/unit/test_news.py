@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from peerd import news as news_module
 from peerd import protocol
+from peerd.bookreader import receive_book
 from peerd.connection import Connection
-from peerd.links import receive_book
 from peerd.news import News
 from peerd.peers import Peer, PeerBook, State
 from peerd.protocol import Frame

@@ -12,11 +12,11 @@ import pytest
 from peerd import hub as hub_module
 from peerd import network
 from peerd import node as node_module
+from peerd.bookreader import receive_book
 from peerd.config import Mode
 from peerd.errors import Code, PeerdError
 from peerd.hub import Hub
 from peerd.journal import Event
-from peerd.links import receive_book
 from peerd.node import Node
 from peerd.peers import State
 from peerd.registry import Identity, Registry

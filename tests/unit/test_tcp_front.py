@@ -14,11 +14,11 @@ import pytest
 from peerd import fronts, hub, messages, network, protocol, refusals, tcpfront, validate
 from peerd.app import App
 from peerd.apphost import AppHost
+from peerd.bookreader import receive_book
 from peerd.config import Mode
 from peerd.errors import Code, Outcome, PeerdError
 from peerd.job import Job
 from peerd.journal import Event
-from peerd.links import receive_book
 from peerd.messages import ExecRequest, ExecResult, Offsets
 from peerd.node import Node
 from peerd.peers import Peer
