@@ -59,6 +59,7 @@ class LeaderLink:
     :param updated: called when the copy of the registry has changed
     :param removed: called with a peer that the leader has removed
     :param refused: called when the leader refuses the registration for another reason than the last time
+    :param book: the peers as this leader said before
     """
 
     def __init__(
@@ -72,9 +73,10 @@ class LeaderLink:
         refused: Callable[[PeerdError], None] = lambda error: None,
         updated: Callable[[], None] = lambda: None,
         removed: Callable[[Peer], None] = lambda peer: None,
+        book: PeerBook | None = None,
     ) -> None:
         self.address = address
-        self.book = PeerBook()
+        self.book = PeerBook() if book is None else book
         self.connected = False
         self.error: PeerdError | None = None
         self._connect = connect

@@ -48,7 +48,7 @@ class Node:
         self.pool = Pool(self._dialler.connect, lambda: config().connect_timeout)
         self._watch: network.NetworkWatch | None = None
         self._changing = asyncio.Lock()
-        self._joining = False
+        self._joining: Identity | None = None
         self._tending: asyncio.Task[None] | None = None
 
     @property
@@ -71,7 +71,7 @@ class Node:
     def start(self) -> None:
         """Take up the stored role."""
         self._watch = network.NetworkWatch(self._network_changed)
-        self._take_up()
+        self._take_up(self.identity, self._link(self.identity) if self.identity.role == WORKER else None)
         self._tending = asyncio.create_task(self._tend())
 
     async def close(self) -> None:
@@ -81,7 +81,11 @@ class Node:
         if self._tending:
             self._tending.cancel()
             await asyncio.wait((self._tending,))
-        await self._lay_down()
+        if self.hub:
+            self.hub.close()
+        if self.link:
+            await self.link.close()
+        self.hub = self.link = None
         self.pool.drop()
 
     async def become(self, identity: Identity) -> PeerdError | None:
@@ -95,18 +99,19 @@ class Node:
         async with self._changing:
             if identity.role == LEADER:
                 self._see_that_id_is_free(identity.peer_id)
-            before = self.identity
             self._registry.set_identity(identity)
-            self._joining = True
-            await self._change(identity)
-            if self.link is None:
-                return None
-            error = await self.link.outcome(self._config().connect_timeout * 2 + _REGISTER_MARGIN)
-            if error and error.kind.outcome == "denied" and error.code is not Code.PENDING:
-                self._joining = False
-                self._registry.set_identity(before)
-                await self._change(before)
-                raise error
+            link, error = None, None
+            if identity.role == WORKER:
+                link, error = await self._join(identity)
+            before = self.link
+            self._take_up(identity, link)
+            log(
+                Event.ROLE_SET,
+                f"Role: {identity.role}, id: {self.peer_id}, leader: {identity.leader_address or 'none'}",
+                peer=self.peer_id,
+            )
+            if before and before is not link:
+                await before.close()
             return error
 
     async def resolve(self, peer_id: str) -> Peer:
@@ -226,52 +231,76 @@ class Node:
         if holder and holder.ip_address != address and not kept:
             raise PeerdError(Code.ID_TAKEN, peer=peer_id, address=holder.ip_address)
 
-    async def _change(self, identity: Identity) -> None:
-        await self._lay_down()
-        self.identity = identity
-        log(
-            Event.ROLE_SET,
-            f"Role: {identity.role or 'none'}, id: {self.peer_id}, leader: {identity.leader_address or 'none'}",
-            peer=self.peer_id,
-        )
-        self._take_up()
+    async def _join(self, identity: Identity) -> tuple[LeaderLink, PeerdError | None]:
+        """Register with a leader; what this machine is until then it goes on to be.
 
-    def _take_up(self) -> None:
-        config = self._config
-        if self.identity.role == LEADER:
-            self.hub = Hub(self._registry, config, self._changed, self._peer_removed)
-            self._enter_self()
-        elif self.identity.role == WORKER:
-            self.link = LeaderLink(
-                self.identity.leader_address,
-                self._dialler.connect,
-                self._registration,
-                lambda: config().heartbeat_interval,
-                lambda: config().connect_timeout,
-                self._link_changed,
-                self._link_refused,
-                self._book_changed,
-                self._peer_removed,
-            )
-        self._changed()
-
-    async def _lay_down(self) -> None:
-        link, hub = self.link, self.hub
-        self.link = self.hub = None
-        if hub:
-            hub.close()
-        if link:
+        :returns: the link, and why it is not connected yet, or None
+        :raises PeerdError: the leader's refusal; all is as it was before then
+        """
+        timeout, joining, before = self._config().connect_timeout, self._joining, self.link
+        self._joining = identity
+        link = self._link(identity)
+        # A leader knows one link of a machine.
+        replaces = before is not None and before.address == link.address
+        if before and replaces:
+            self.link = link
+            await before.close()
+        try:
+            error = await link.outcome(timeout * 2 + _REGISTER_MARGIN)
+        except asyncio.CancelledError:
             await link.close()
+            raise
+        if error is None or error.kind.outcome != "denied" or error.code is Code.PENDING:
+            return link, error
+        self._joining = joining
+        if replaces:
+            self.link = self._link(self.identity)
+        await link.close()
+        self._registry.set_identity(self.identity)
+        if self.link:
+            await self.link.outcome(timeout)
+        raise error
 
-    def _registration(self) -> Registration:
-        return Registration(self.peer_id, network.hostname(), network.primary_mac_address(), __version__, self._joining)
+    def _link(self, identity: Identity) -> LeaderLink:
+        """A link to the leader of this identity, with what is known of its peers."""
+        leader, known = self._known
+        book = known if leader == identity.leader_address else PeerBook()
+        if there := book.by_address(leader):
+            book.see(there.peer_id, online=False)
+        return LeaderLink(
+            identity.leader_address,
+            self._dialler.connect,
+            lambda: self._registration(identity),
+            lambda: self._config().heartbeat_interval,
+            lambda: self._config().connect_timeout,
+            lambda connected, detail: self._link_changed(identity, connected, detail),
+            lambda error: self._link_refused(identity, error),
+            self._book_changed,
+            self._peer_removed,
+            book,
+        )
+
+    def _take_up(self, identity: Identity, link: LeaderLink | None) -> None:
+        if self.hub:
+            self.hub.close()
+        self.identity, self.link, self.hub = identity, link, None
+        if identity.role == LEADER:
+            self._known = ("", PeerBook())
+            self.hub = Hub(self._registry, self._config, self._changed, self._peer_removed)
+            self._enter_self()
+        self._book_changed()
+
+    def _registration(self, identity: Identity) -> Registration:
+        peer_id = identity.peer_id or network.hostname()
+        joining = self._joining is identity
+        return Registration(peer_id, network.hostname(), network.primary_mac_address(), __version__, joining)
 
     def _enter_self(self) -> None:
         address = self.address
         # Where it cannot be stored it is recorded, and tried again.
         with contextlib.suppress(PeerdError):
             if self.hub and address:
-                self.hub.set_self(self._registration(), address)
+                self.hub.set_self(self._registration(self.identity), address)
 
     async def _tend(self) -> None:
         while True:
@@ -300,14 +329,16 @@ class Node:
         if self.link:
             self.link.wake()
 
-    def _link_refused(self, error: PeerdError) -> None:
-        leader = self.identity.leader_address
-        log(Event.LEADER_REFUSED, f"Leader {leader} refuses: {error.sentence}", peer=self.peer_id, address=leader)
+    def _link_refused(self, identity: Identity, error: PeerdError) -> None:
+        leader = identity.leader_address
+        log(Event.LEADER_REFUSED, f"Leader {leader} refuses: {error.sentence}", peer=identity.peer_id, address=leader)
 
-    def _link_changed(self, connected: bool, detail: str) -> None:
-        self._joining = self._joining and not connected
+    def _link_changed(self, identity: Identity, connected: bool, detail: str) -> None:
+        if connected and self._joining is identity:
+            self._joining = None
+        leader = identity.leader_address
         event, verb = (Event.LEADER_CONNECTED, "Connected to") if connected else (Event.LEADER_LOST, "Lost")
-        log(event, f"{verb} leader {self.identity.leader_address}: {detail}", address=self.identity.leader_address)
+        log(event, f"{verb} leader {leader}: {detail}", address=leader)
         self._book_changed()
 
     def _peer_removed(self, peer: Peer) -> None:

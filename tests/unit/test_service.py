@@ -570,6 +570,91 @@ def test_a_worker_that_is_refused_keeps_what_it_had() -> None:
     asyncio.run(main())
 
 
+def test_a_worker_that_is_refused_another_id_knows_its_peers_and_is_connected_again(records: Journal) -> None:
+    async def main() -> None:
+        async with machine(WORKER) as here:
+            await admit(here, Peer("vps", "127.0.0.1", is_online=True), LAPTOP)
+            known = here.node.book
+            setting = here.call("setPeerConfig", id="vps")
+            wire = await here.target()
+            assert (await wire.link.expect("registerPeer")).fields["digest"] == known.digest
+            assert here.node.book is known
+            assert (here.node.identity, here.node.peer_id) == (WORKER, "desktop")
+            vps = known.by_id("vps")
+            assert vps is not None
+            assert not vps.is_online
+            wire.link.post("error", PeerdError(Code.ID_TAKEN, peer="vps", address="127.0.0.1").to_wire())
+            wire = await here.target()
+            claim = (await wire.link.expect("registerPeer")).fields
+            assert (claim["peer_id"], claim["digest"], claim["joining"]) == ("desktop", known.digest, False)
+            assert here.node.book is known
+            assert not setting.done()
+            wire.link.post("registered", {"peer_id": "desktop"})
+            wire.link.post("reply", {"count": len(known), "same": True})
+            with pytest.raises(PeerdError, match="Peer id is taken"):
+                await setting
+            assert here.node.link is not None
+            assert here.node.link.connected
+            assert here.node.book is known
+            assert here.registry.identity() == here.node.identity == WORKER
+            assert not records.of(Event.ROLE_SET)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("before", [LEADER, WORKER], ids=["leader", "worker"])
+def test_a_machine_that_another_leader_refuses_is_not_disturbed(before: Identity, records: Journal) -> None:
+    async def main() -> None:
+        async with machine(before) as here:
+            if before is WORKER:
+                await admit(here, LAPTOP)
+            was = here.node.hub, here.node.link
+            setting = here.call("setPeerConfig", role="worker", leader="127.0.0.5")
+            wire = await here.target()
+            await wire.link.expect("registerPeer")
+            assert (here.node.hub, here.node.link) == was
+            wire.link.post("error", PeerdError(Code.NOT_LEADER, address="127.0.0.5").to_wire())
+            with pytest.raises(PeerdError, match="is not the leader"):
+                await setting
+            assert (here.node.hub, here.node.link) == was
+            assert here.registry.identity() == here.node.identity == before
+            assert not records.of(Event.ROLE_SET) + records.of(Event.LEADER_LOST)
+            assert here.node.link is None or here.node.link.connected
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("before", [LEADER, WORKER], ids=["leader", "worker"])
+def test_a_daemon_that_is_stopped_while_its_machine_registers_leaves_no_link(before: Identity) -> None:
+    async def main() -> None:
+        async with machine(before) as here:
+            if before is WORKER:
+                await admit(here, LAPTOP)
+            setting = here.call("setPeerConfig", role="worker", leader="127.0.0.5")
+            wire = await here.target()
+            await wire.link.expect("registerPeer")
+            setting.cancel()
+            await wire.end()
+
+    asyncio.run(main())
+
+
+def test_a_worker_that_registers_while_its_leader_is_away_knows_its_peers_still() -> None:
+    async def main() -> None:
+        async with machine(WORKER) as here:
+            await admit(here, LAPTOP)
+            async with FakePeers().serving() as gone:
+                pass
+            here.node._dialler.connect = gone.connect  # type: ignore[method-assign]
+            assert code(await here.call("registerWorker")) is Code.NOT_CONNECTED
+            assert (await here.node.identify(LAPTOP.ip_address)).peer_id == "laptop"
+            listed = await here.call("listPeers")
+            assert [peer["peer_id"] for peer in listed.data] == ["laptop"]
+            assert code(listed) is Code.NOT_CONNECTED
+
+    asyncio.run(main())
+
+
 def test_a_worker_whose_leader_is_away_is_one_all_the_same() -> None:
     async def main() -> None:
         async with FakePeers().serving() as gone:
