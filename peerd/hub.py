@@ -48,6 +48,7 @@ class Hub:
         self._removed = removed
         self._seen: set[str] = set()
         self._unstored: set[str] = set()
+        self._me = ""
         self._keys: tuple[float, KeyTable] = (-math.inf, KeyTable(""))
         self._asking = asyncio.Lock()
         self._news = News(lambda: self.book)
@@ -63,6 +64,7 @@ class Hub:
         """Enter this machine under its id and present address, in the place of whoever has one of them."""
         now = time.time()
         known = self.book.by_address(address)
+        self._me = me.peer_id
         peer = replace(
             known
             if known and known.peer_id == me.peer_id
@@ -118,7 +120,12 @@ class Hub:
 
     def tell_all(self, link: Connection) -> None:
         """Send every peer over a link: how many there are, then their entries."""
+        self.see_self()
         self._news.tell_all(link)
+
+    def see_self(self) -> None:
+        """Note that this machine is there, which no heartbeat says."""
+        self.book.see(self._me, time.time())
 
     def heard(self, link: Connection, peer_id: str) -> None:
         """A heartbeat came over a link; answer it."""

@@ -7,7 +7,6 @@ import contextlib
 import random
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 from peerd import connection, validate
 from peerd.bookreader import entries, receive_book
@@ -141,7 +140,7 @@ class LeaderLink:
                 self.connected = False
                 leader = self.book.by_address(self.address)
                 if leader:
-                    self.book.put(replace(leader, is_online=False))
+                    self.book.see(leader.peer_id, time.time(), online=False)
                 self._changed(False, self.error.sentence if self.error else "connection closed")
                 pauses.reset()
             refused = self.error is not None and self.error.kind.outcome == "denied"

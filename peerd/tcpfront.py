@@ -229,6 +229,8 @@ class TcpFront(Front):
         await link.send("reply")
 
     def _find(self, fields: Mapping[str, object]) -> Peer:
+        if self._node.hub:
+            self._node.hub.see_self()
         if "address" in fields:
             wanted = take(fields, "address", validate.address)
             found = self._node.book.by_address(wanted)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import re
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -119,7 +120,10 @@ def test_a_worker_whose_leader_goes_knows_its_peers_still_and_comes_back(quick: 
                 "Not connected to leader",
             )
             assert me.link.book.by_id("desktop") == DESKTOP
-            assert me.link.book.by_id("vps") == replace(VPS, is_online=False)
+            vps = me.link.book.by_id("vps")
+            assert vps is not None
+            assert vps == replace(VPS, is_online=False, last_seen=vps.last_seen)
+            assert vps.last_seen == pytest.approx(time.time(), abs=60)
             unavailable = me.link.unavailable()
             assert unavailable.code is Code.NOT_CONNECTED
             assert "the leader closed the connection" in unavailable.text

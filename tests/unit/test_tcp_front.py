@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -594,6 +595,21 @@ def test_a_peer_is_told_of_another_by_id_or_by_address() -> None:
             assert (await wire.ask("getPeerInfo", {"address": "127.0.0.9"})).fields["code"] == "peer-not-found"
             assert (await wire.ask("getPeerInfo", {})).fields["code"] == "bad-message"
             assert (await wire.ask("getPeerInfo", {"address": "vps"})).fields["code"] == "bad-message"
+
+    asyncio.run(main())
+
+
+def test_the_leader_is_there_whenever_somebody_asks() -> None:
+    async def main() -> None:
+        async with served() as remote, greeted(remote) as wire:
+            remote.node.book.see("vps", 1.0)
+            await wire.link.send("listPeers")
+            listed = (await receive_book(wire.link)).by_id("vps")
+            remote.node.book.see("vps", 1.0)
+            asked = Peer.from_wire((await wire.ask("getPeerInfo", {"peer": "vps"})).fields)
+            for vps in (listed, asked):
+                assert vps is not None
+                assert vps.last_seen == pytest.approx(time.time(), abs=60)
 
     asyncio.run(main())
 
