@@ -108,6 +108,15 @@ class LeaderLink:
         reason = f" ({self.error.sentence})" if self.error else ""
         return PeerdError(Code.NOT_CONNECTED, address=self.address, reason=reason)
 
+    @property
+    def trouble(self) -> str | None:
+        """Why there is no connection, in one line; None where nothing went wrong."""
+        if self.error is None:
+            return None
+        # Of this one only the hints have the reason.
+        reason = self.error.details.get("reason", "") if self.error.code is Code.NOT_CONNECTED else ""
+        return f"{self.error.sentence}{reason}"
+
     def wake(self) -> None:
         """The network has changed, or the machine slept: try again at once, or see if the leader is still there."""
         if self.connected:
@@ -141,7 +150,7 @@ class LeaderLink:
                 leader = self.book.by_address(self.address)
                 if leader:
                     self.book.see(leader.peer_id, time.time(), online=False)
-                self._changed(False, self.error.sentence if self.error else "connection closed")
+                self._changed(False, self.trouble or "connection closed")
                 pauses.reset()
             refused = self.error is not None and self.error.kind.outcome == "denied"
             if self.error and refused and (before is None or before.code is not self.error.code):

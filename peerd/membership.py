@@ -75,7 +75,7 @@ class Membership:
             "daemon_version": __version__,
         }
         if node.link:
-            data["leader_error"] = node.link.error.sentence if node.link.error else None
+            data["leader_error"] = node.link.trouble
         return Answer(data)
 
     async def do_list_peers(self, session: Session) -> Answer:

@@ -117,7 +117,7 @@ def test_a_worker_whose_leader_goes_knows_its_peers_still_and_comes_back(quick: 
             wire.link.close()
             assert await me.changes.get() == (
                 False,
-                "Not connected to leader",
+                "Not connected to leader (the leader closed the connection)",
             )
             assert me.link.book.by_id("desktop") == DESKTOP
             vps = me.link.book.by_id("vps")

@@ -469,6 +469,19 @@ def test_a_worker_that_never_reached_its_leader_says_so() -> None:
     asyncio.run(main())
 
 
+def test_a_worker_says_why_it_is_not_connected() -> None:
+    async def main() -> None:
+        async with machine(Identity("worker", "desktop", "192.0.2.1"), connect_timeout=0.05) as here:
+            assert here.node.link is not None
+            error = await here.node.link.outcome(5)
+            assert error is not None
+            data = (await here.call("getPeerStatus")).data
+            assert data["leader_error"] == f"Not connected to leader{error.details['reason']}"
+            assert data["leader_error"].endswith(")")
+
+    asyncio.run(main())
+
+
 def test_a_worker_lists_the_peers_as_the_leader_knows_them_now() -> None:
     async def main() -> None:
         async with machine(WORKER) as here:
