@@ -157,7 +157,7 @@ class Hub:
         peer = next((entry for entry in chosen if entry.state is State.REGISTERED), None)
         claims = [entry for entry in chosen if entry is not peer]
         if not (peer or claims):
-            raise self.book.missing(peer_id)
+            raise _elsewhere(found, peer_id) if found else self.book.missing(peer_id)
         deleted = replace(peer, is_online=False, state=State.DELETED) if peer else None
         with self._registry.changing():
             for claim in claims:
@@ -179,7 +179,10 @@ class Hub:
         :param address: where the registration came from, if the id alone does not tell
         :raises PeerdError: PEER_NOT_FOUND, USAGE
         """
-        claim = _only(self._claims.named(peer_id), peer_id, address)
+        claims, known = self._claims.named(peer_id), self.book.by_id(peer_id)
+        if known and not claims:
+            raise PeerdError(Code.USAGE, reason=f"{peer_id} is registered already, from {known.ip_address}")
+        claim = _only(claims, peer_id, address)
         peer = replace(claim, state=State.REGISTERED)
         others = [other for other in (self.book.by_id(peer_id), self.book.by_address(claim.ip_address)) if other]
         self._store(peer, others)
@@ -338,8 +341,17 @@ class Hub:
 def _only(found: list[Peer], peer_id: str, address: str | None) -> Peer:
     chosen = [peer for peer in found if address in (None, peer.ip_address)]
     if not chosen:
-        raise PeerdError(Code.PEER_NOT_FOUND, peer=peer_id, suggestion="")
+        raise _elsewhere(found, peer_id)
     if len(chosen) > 1:
-        addresses = " and ".join(peer.ip_address for peer in chosen)
-        raise PeerdError(Code.USAGE, reason=f"{peer_id} registers from {addresses}: --address is needed")
+        raise PeerdError(Code.USAGE, reason=f"{peer_id} registers from {_addresses(chosen)}: --address is needed")
     return chosen[0]
+
+
+def _elsewhere(found: list[Peer], peer_id: str) -> PeerdError:
+    """The error for an id that is not at the address which was named, or is nowhere."""
+    suggestion = f"{peer_id} registers from {_addresses(found)}." if found else ""
+    return PeerdError(Code.PEER_NOT_FOUND, peer=peer_id, suggestion=suggestion)
+
+
+def _addresses(entries: list[Peer]) -> str:
+    return " and ".join(entry.ip_address for entry in entries)

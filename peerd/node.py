@@ -206,7 +206,7 @@ class Node:
     async def _look_up(self, known: Peer | None, key: str, wanted: str) -> Peer:
         if known:
             return known
-        if self.link is None:
+        if self.hub:
             raise self.book.missing(wanted)
         return Peer.from_wire(await self._ask("getPeerInfo", {key: wanted}))
 

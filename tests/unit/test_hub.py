@@ -328,8 +328,12 @@ def test_what_several_claim_needs_an_address(registry: Registry) -> None:
         hub.delete("laptop", "10.0.0.2", "x")
         assert states(hub) == []
         assert hub.book.by_id("laptop") is not None
-        with pytest.raises(PeerdError, match="Peer not found"):
-            hub.delete("laptop", "10.0.0.2", "x")
+        for change in (hub.delete, hub.reject):
+            with pytest.raises(PeerdError, match="Peer not found") as caught:
+                change("laptop", "10.0.0.2", "x")
+            assert caught.value.hints[0] == "laptop registers from 10.0.0.4."
+        with pytest.raises(PeerdError, match=r"laptop is registered already, from 10\.0\.0\.4"):
+            hub.approve("laptop", None, "x")
 
     asyncio.run(main())
 

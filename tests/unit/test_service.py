@@ -288,6 +288,16 @@ def test_a_peer_that_is_not_known_is_not_found() -> None:
     asyncio.run(main())
 
 
+def test_a_machine_without_a_role_says_so_and_knows_nobody() -> None:
+    async def main() -> None:
+        async with machine(Identity("", "", "")) as here:
+            assert code(await here.call("execOnPeer", **EXEC)) is Code.NO_ROLE
+            with pytest.raises(PeerdError, match="This machine has no role yet"):
+                await here.call("getPeerInfo", peer="laptop")
+
+    asyncio.run(main())
+
+
 def test_cancel_is_passed_on_and_its_end_awaited() -> None:
     async def main() -> None:
         async with machine() as here:
