@@ -183,10 +183,13 @@ class Node:
                 raise
             return known, error
 
-    async def change_registry(self, action: RegistryAction, peer_id: str, address: str | None, caller: str) -> None:
+    async def change_registry(
+        self, action: RegistryAction, peer_id: str, address: str | None, caller: str
+    ) -> str | None:
         """Delete, approve or reject a peer, on a worker by asking the leader.
 
         :param address: where its registration came from, if the id alone does not tell
+        :returns: where that was, as far as it is known here
         :raises PeerdError: PEER_NOT_FOUND, USAGE, SELF_DELETE, NO_ROLE or why the leader cannot be asked
         """
         if self.hub is None:
@@ -201,7 +204,8 @@ class Node:
         elif action is RegistryAction.APPROVE:
             self.hub.approve(peer_id, address, caller)
         else:
-            self.hub.reject(peer_id, address, caller)
+            address = self.hub.reject(peer_id, address, caller).ip_address
+        return address
 
     async def _look_up(self, known: Peer | None, key: str, wanted: str) -> Peer:
         if known:

@@ -22,7 +22,7 @@ from peerd.history import History
 from peerd.journal import Event
 from peerd.messages import ExecRequest, ExecResult
 from peerd.node import Node
-from peerd.peers import Peer
+from peerd.peers import Peer, State
 from peerd.policy import Policy, Rule
 from peerd.registry import Identity, Registry
 from peerd.service import Service
@@ -818,6 +818,26 @@ def test_the_registry_is_changed_on_the_leader_by_itself_and_on_a_worker_by_aski
             with pytest.raises(PeerdError, match="Permission denied: no"):
                 await approving
             assert [record.text("caller") for record in records.of(Event.REGISTRY_ASKED)] == ["ann@vps"]
+
+    asyncio.run(main())
+
+
+def test_who_rejects_what_a_peer_claimed_is_told_that_it_stays_a_peer() -> None:
+    async def main() -> None:
+        claim = replace(LAPTOP, peer_id="phone", state=State.ADDRESS_TAKEN)
+        async with machine() as here:
+            here.registry.store_claim(claim)
+            await here.node.become(LEADER)
+            answer = await here.call("rejectPeer", peer="phone")
+            assert answer.text == "Rejected peer: phone; 127.0.0.4 stays registered as laptop"
+            assert here.node.book.by_id("laptop") is not None
+        async with machine(WORKER) as here:
+            await admit(here, LAPTOP)
+            rejecting = here.call("rejectPeer", peer="phone", address=LAPTOP.ip_address)
+            leader = await here.target()
+            await leader.link.expect("rejectPeer")
+            leader.link.post("reply")
+            assert "127.0.0.4 stays registered as laptop" in (await rejecting).text
 
     asyncio.run(main())
 
