@@ -93,21 +93,26 @@ class Membership:
         return Answer(text=(await self._node.at(ip)).peer_id)
 
     async def do_db_sanity_check(self, session: Session) -> Answer:
-        """Delete what a worker's database should not hold: registry entries."""
+        """Delete what a worker's database should not hold: registry entries, and the registrations that made none."""
         role = self._node.identity.role
-        stray = [] if role == LEADER else [peer.peer_id for peer in self._registry.peers()]
-        actions = []
+        peers, claims = ([], []) if role == LEADER else (self._registry.peers(), self._registry.claims())
+        stray = peers + claims
+        actions = [
+            {
+                "issue": f"Worker has {table} data (leader-only table)",
+                "peer_count": len(entries),
+                "peer_ids": [entry.peer_id for entry in entries],
+                "action_taken": f"Deleted {len(entries)} peer records",
+            }
+            for table, entries in (("peer_registry", peers), ("peer_claim", claims))
+            if entries
+        ]
         if stray:
-            deleted = self._registry.forget(stray)
-            actions.append(
-                {
-                    "issue": "Worker has peer_registry data (leader-only table)",
-                    "peer_count": len(stray),
-                    "peer_ids": stray,
-                    "action_taken": f"Deleted {deleted} peer records",
-                }
-            )
-            log(Event.PEER_DELETED, f"dbSanityCheck deleted {deleted} stale entries", caller=str(session.caller))
+            with self._registry.changing():
+                self._registry.forget(peer.peer_id for peer in peers)
+                for claim in claims:
+                    self._registry.forget_claim(claim.ip_address)
+            log(Event.PEER_DELETED, f"dbSanityCheck deleted {len(stray)} stale entries", caller=str(session.caller))
         if role == LEADER:
             message = "No sanity check needed for role: leader"
         else:

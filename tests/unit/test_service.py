@@ -534,6 +534,20 @@ def test_the_sanity_check_deletes_what_a_worker_should_not_have(records: Journal
     asyncio.run(main())
 
 
+def test_the_sanity_check_deletes_what_was_claimed_as_well(records: Journal) -> None:
+    async def main() -> None:
+        async with machine(Identity("", "desktop", "")) as here:
+            here.registry.forget(["laptop"])
+            here.registry.store_claim(replace(LAPTOP, state=State.REJECTED))
+            data = (await here.call("dbSanityCheck")).data
+            assert (data["issues_found"], data["actions"][0]["peer_ids"]) == (True, ["laptop"])
+            assert here.registry.claims() == []
+            assert not (await here.call("dbSanityCheck")).data["issues_found"]
+            assert len(records.of(Event.PEER_DELETED)) == 1
+
+    asyncio.run(main())
+
+
 def test_the_sanity_check_leaves_a_leader_alone() -> None:
     async def main() -> None:
         async with machine() as here:
