@@ -162,14 +162,14 @@ def parse(
         args[0] = "version"
     if not args or args == ["help"]:
         args = ["--help"]
-    elif args[0] == "help":
-        args = [args[1], "--help"] if args[1:] else args
+    elif args[0] == "help" and set(args[2:]) <= {"-h", "--help"}:
+        args = [args[1], "--help"]
     captured = io.StringIO()
     try:
         with contextlib.redirect_stdout(captured):
             outcome = _ROOT.main(args, PROG, standalone_mode=False, terminal_width=width, max_content_width=width)
     except click.UsageError as error:
-        return Reply(stderr=_explain(error), status=EXIT_USAGE)
+        return Reply(stderr=_explain(error, args[0]), status=EXIT_USAGE)
     if isinstance(outcome, Invocation):
         return outcome
     return Reply(captured.getvalue())
@@ -262,12 +262,13 @@ def _apart(words: Sequence[str], options: Mapping[str, Option]) -> tuple[list[st
     return apart, prefix
 
 
-def _explain(error: click.UsageError) -> str:
+def _explain(error: click.UsageError, word: str) -> str:
     message = error.format_message()
     if isinstance(error, click.NoSuchOption) and error.option_name == "--command":
         message = "No such option: --command. The command goes into --shellCmd."
     if isinstance(error, click.MissingParameter):
         # click would list choices on lines of their own.
         message = " ".join(message.split())
-    path = error.ctx.command_path if error.ctx else PROG
+    # click does not say where an option lacks its value, or has one too many.
+    path = error.ctx.command_path if error.ctx else f"{PROG} {word}" if word in BY_NAME else PROG
     return f"{PROG}: {message}\n  Help: {path} --help\n"

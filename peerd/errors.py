@@ -289,7 +289,7 @@ KINDS: Mapping[Code, Kind] = {
         "The leader cannot delete itself from its registry: {peer}",
         ("First make another machine the leader: d setPeerConfig --role leader, there",),
     ),
-    Code.USAGE: Kind("{reason}", ("Help: d help COMMAND",), Outcome.FAILED, EXIT_USAGE),
+    Code.USAGE: Kind("{reason}", ("Help: d help {command}",), Outcome.FAILED, EXIT_USAGE),
     Code.BAD_MESSAGE: Kind(
         "Malformed message: {reason}",
         ("Is peerd on one of the machines older? (d listPeers) What a message may be: peerd-protocol(7)",),
@@ -327,6 +327,7 @@ _DEFAULTS = {
     "app": "",
     "unit": "",
     "suggestion": "",
+    "command": "COMMAND",
 }
 _MAX_DETAIL = 4096
 _MAX_LINES = 10

@@ -46,7 +46,7 @@ class Membership:
         if role == WORKER and not (leader or now.leader_address):
             leader = self._config().leader_address
         address = (leader or now.leader_address) if role == WORKER else ""
-        identity = Identity(role, id or now.peer_id or _own_id(), address)
+        identity = Identity(role, id or now.peer_id or _own_id("--id"), address)
         return await self._become(identity, "Peer config saved. ", session)
 
     async def do_register_worker(self, session: Session, leader: str | None = None) -> Answer:
@@ -54,7 +54,9 @@ class Membership:
         now = self._node.identity
         address = leader or now.leader_address or self._config().leader_address
         kept = now.peer_id if now.role == WORKER else ""
-        return await self._become(Identity(WORKER, kept or _own_id(), address), "", session)
+        return await self._become(
+            Identity(WORKER, kept or _own_id("d setPeerConfig --role worker --id NAME"), address), "", session
+        )
 
     async def do_get_peer_status(self, session: Session) -> Answer:
         """This machine's role, id and connection."""
@@ -175,8 +177,8 @@ class Membership:
         }
 
 
-def _own_id() -> str:
+def _own_id(otherwise: str) -> str:
     try:
         return validate.peer_id(network.hostname())
     except ValueError as error:
-        raise PeerdError(Code.USAGE, reason=f"The host name is {error}; use --id") from None
+        raise PeerdError(Code.USAGE, reason=f"The host name is {error}; use {otherwise}") from None

@@ -35,11 +35,11 @@ def check(name: str, given: object) -> dict[str, Any]:
     missing = [key for key, option in options.items() if option.required and key not in pairs]
     if unknown or missing:
         wrong = [f"unknown {validate.shown(key)}" for key in unknown] + [f"missing '{key}'" for key in missing]
-        raise PeerdError(Code.USAGE, reason=f"{name}: {', '.join(wrong)}")
+        raise PeerdError(Code.USAGE, reason=f"{name}: {', '.join(wrong)}", command=name)
     checked = {}
     for key, value in pairs.items():
         try:
             checked[key] = options[key].check(value) if key in options else validate.arguments(value)
         except ValueError as error:
-            raise PeerdError(Code.USAGE, reason=f"{name}: {key}: {error}") from None
+            raise PeerdError(Code.USAGE, reason=f"{name}: {key}: {error}", command=name) from None
     return checked

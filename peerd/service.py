@@ -12,6 +12,7 @@ from peerd.apps import Apps
 from peerd.commands import BY_NAME, COMMANDS, Known, snake_case
 from peerd.config import Config
 from peerd.deploy import Deploy
+from peerd.errors import Code, PeerdError
 from peerd.execution import Execution
 from peerd.executor import Executor
 from peerd.history import History
@@ -66,7 +67,12 @@ class Service:
         """
         method = f"do_{snake_case(BY_NAME[name].name)}"
         part = next(part for part in self._parts if hasattr(part, method))
-        answer: Answer = await getattr(part, method)(session, **params)
+        try:
+            answer: Answer = await getattr(part, method)(session, **params)
+        except PeerdError as error:
+            if error.code is Code.USAGE:
+                error.details["command"] = name
+            raise
         return answer
 
     def known(self, metavar: str) -> Iterable[str]:

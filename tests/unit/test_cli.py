@@ -184,7 +184,7 @@ def test_help_on_an_unknown_command_says_that_there_is_none() -> None:
     assert "No such command: 'xyzzy'" in usage_error("help", "xyzzy")
 
 
-@pytest.mark.parametrize("argv", [["ping", "vps"], ["listPeers", "x", "y"]])
+@pytest.mark.parametrize("argv", [["ping", "vps"], ["listPeers", "x", "y"], ["help", "ping", "x"]])
 def test_an_argument_too_many_is_refused(argv: list[str]) -> None:
     assert argv[-1] in usage_error(*argv)
 
@@ -209,6 +209,11 @@ def test_an_argument_too_many_is_refused(argv: list[str]) -> None:
 )
 def test_a_bad_value_is_refused_by_the_name_of_its_option(argv: list[str], words: str) -> None:
     assert words in usage_error(*argv)
+
+
+@pytest.mark.parametrize("argv", [["ping", "--peer"], ["ping", "--nosuch"], ["execOnPeer", "--stdin=3"]], ids=str)
+def test_whoever_uses_a_command_wrongly_is_shown_the_way_to_its_help(argv: list[str]) -> None:
+    assert f"Help: d {argv[0]} --help\n" in usage_error(*argv)
 
 
 @given(

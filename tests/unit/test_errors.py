@@ -17,8 +17,8 @@ from peerd.protocol import encode
 from unit.support import brief, frames
 
 SOURCES = sorted(Path(peerd.__file__).parent.glob("*.py"))
-# What may be left out: a reason, where the sentence reads well without it.
-MAY_LACK = {(Code.NOT_CONNECTED, "reason"), (Code.CONNECT_FAILED, "reason")}
+# What may be left out: a reason, where the sentence reads well without it, and the command, which the service names.
+MAY_LACK = {(Code.NOT_CONNECTED, "reason"), (Code.CONNECT_FAILED, "reason"), (Code.USAGE, "command")}
 
 
 def placeholders(code: Code) -> set[str]:

@@ -741,6 +741,9 @@ def test_a_host_name_that_is_no_id_asks_for_one(monkeypatch: pytest.MonkeyPatch)
             with pytest.raises(PeerdError, match="--id") as caught:
                 await here.call("setPeerConfig", role="leader")
             assert caught.value.kind.exit_status == 2
+            assert caught.value.hints == ["Help: d help setPeerConfig"]
+            with pytest.raises(PeerdError, match="use d setPeerConfig --role worker --id NAME"):
+                await here.call("registerWorker")
 
     asyncio.run(main())
 
