@@ -37,6 +37,16 @@ class Gate:
     control: socket.socket
     pid: int
 
+    def waits(self) -> bool:
+        """Whether it is still there; somebody may have killed it."""
+        try:
+            self.control.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        except ConnectionError:
+            pass
+        return False
+
     async def prepare(
         self,
         argv: Sequence[str],
@@ -103,17 +113,20 @@ class Spawner:
         self.start()
         self._takers += 1
         try:
-            if self._ready.empty():
-                self._order()
             async with asyncio.timeout(_LIMIT):
-                gate = await self._ready.get()
+                while True:
+                    if self._ready.empty():
+                        self._order()
+                    gate = await self._ready.get()
+                    if isinstance(gate, OSError):
+                        raise gate
+                    if gate.waits():
+                        return gate
+                    gate.control.close()
         finally:
             self._takers -= 1
             if self._due is None:
                 self._due = asyncio.get_running_loop().call_later(_PAUSE, self.refill)
-        if isinstance(gate, OSError):
-            raise gate
-        return gate
 
     def refill(self) -> None:
         """Have gates at hand again. Now is a good time: a command has ended, or none was asked for of late."""

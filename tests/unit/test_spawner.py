@@ -551,6 +551,20 @@ def test_a_gate_is_at_hand_before_it_is_asked_for(spawner: Spawner) -> None:
     asyncio.run(main())
 
 
+def test_a_gate_that_was_killed_while_it_waited_is_passed_over(spawner: Spawner) -> None:
+    async def main() -> None:
+        killed = (await stocked(spawner)).pid
+        with ExitStack() as stack:
+            held = os.pidfd_open(killed)
+            stack.callback(os.close, held)
+            os.kill(killed, signal.SIGKILL)
+            await readable(held)
+        report, out, _ = await finished(spawner, ["/bin/echo", "runs"])
+        assert (report, out) == ({"status": 0}, b"runs\n")
+
+    asyncio.run(main())
+
+
 def test_gates_that_are_not_needed_go_with_the_daemon(spawner: Spawner) -> None:
     async def main() -> None:
         spare = await stocked(spawner)
