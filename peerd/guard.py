@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from peerd import policy, refusals, turns, validate
+from peerd import policy, refusals, scopes, turns, validate
 from peerd.app import AppRequest
 from peerd.directories import directories
 from peerd.errors import Code, PeerdError
@@ -74,6 +74,7 @@ async def admit(
             user=request.user,
             rule=decision.rule,
             reason=decision.reason,
+            unit=scopes.scope_name(request.exec_id) if decision.allowed else None,
         )
 
     if not decision.allowed:

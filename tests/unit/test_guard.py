@@ -15,6 +15,7 @@ from peerd.errors import Code, Outcome, PeerdError
 from peerd.journal import Event
 from peerd.messages import ExecRequest, ExecResult, RegistryAction
 from peerd.policy import Policy, Question, Rule
+from peerd.scopes import scope_name
 from peerd.session import Caller
 from unit.support import EXEC_ID, Journal, executing
 from unit.support import run as run_command
@@ -61,6 +62,7 @@ def test_what_is_allowed_runs_and_the_rule_is_named(records: Journal) -> None:
     assert run(rule(shell_commands=("exit 3",)), request("exit 3")).exit_status == 3
     (record,) = records.of(Event.COMMAND_ALLOWED)
     assert (record.text("rule"), record.text("reason")) == ("only", "allowed by [allow only]")
+    assert record.fields["OBJECT_SYSTEMD_UNIT"] == scope_name(EXEC_ID).encode()
 
 
 def test_a_local_caller_is_not_subject_to_it(records: Journal) -> None:
