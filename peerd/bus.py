@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import time
+from collections import ChainMap
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -224,11 +225,13 @@ class Bus:
 
     async def _properties(self, message: Message) -> list[Any]:
         interface, *rest = message.body
-        if interface not in busapi.interfaces_of(message.path, self._objects.paths()):
+        if interface and interface not in busapi.interfaces_of(message.path, self._objects.paths()):
             raise Refused("UnknownInterface", f"No such interface at {message.path}: {interface}")
-        values = (await self._objects.all(message.path)).get(message.path, {}).get(interface, {})
+        shown = (await self._objects.all(message.path)).get(message.path, {})
+        # An empty name stands for every interface (D-Bus Specification, Standard Interfaces).
+        values = shown.get(interface, {}) if interface else ChainMap(*shown.values())
         if message.member == "GetAll":
-            return [values]
+            return [dict(values)]
         if rest[0] not in values:
             raise Refused("UnknownProperty", f"No such property of {interface}: {rest[0]}")
         if message.member == "Set":

@@ -366,6 +366,9 @@ def test_properties_are_read_and_not_set(daemon: MessageDaemon) -> None:
             assert (role.signature, role.value) == ("s", "")
             [all_] = (await client.call("GetAll", "s", MANAGER, interface=PROPERTIES)).body
             assert all_["PeerId"].value == "here"
+            assert (await client.call("GetAll", "s", "", interface=PROPERTIES)).body == [all_]
+            [role] = (await client.call("Get", "ss", "", "Role", interface=PROPERTIES)).body
+            assert role.value == ""
             refused = await client.call("Set", "ssv", MANAGER, "Role", Variant("s", "x"), interface=PROPERTIES)
             assert refused.error_name == "org.freedesktop.DBus.Error.PropertyReadOnly"
             [managed] = (await client.call("GetManagedObjects", interface=OBJECT_MANAGER)).body
