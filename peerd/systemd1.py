@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from dbus_next import BusType, Message
@@ -35,7 +36,7 @@ class Systemd:
         self._bus: MessageBus | None = None
         self._lock = asyncio.Lock()
         self._calls = asyncio.Semaphore(_MOST_CALLS)
-        self._jobs: dict[str, list[asyncio.Queue[tuple[str, str] | None]]] = {}
+        self._jobs: dict[str, set[asyncio.Queue[tuple[str, str] | None]]] = {}
         self._watcher: asyncio.Task[None] | None = None
 
     async def connect(self) -> MessageBus:
@@ -103,25 +104,34 @@ class Systemd:
         :returns: its result, "done" where all went well (JobRemoved of org.freedesktop.systemd1(5))
         :raises SystemdError: when systemd refuses or does not answer
         """
-        # From before the call, because the job may be gone before its path is known.
         removed: asyncio.Queue[tuple[str, str] | None] = asyncio.Queue()
-        waiting = self._jobs.setdefault(unit, [])
-        waiting.append(removed)
         try:
-            (path,) = await self.call(method, signature, body)
-            async with asyncio.timeout(buslink.CALL_TIMEOUT if bounded else None):
-                return await _result(removed, path)
+            # The job may be gone before its path is known. Its unit does not tell it from others: that may be asked for
+            # by an alias, and is told by its own name.
+            with self._listening("", removed):
+                (path,) = await self.call(method, signature, body)
+            with self._listening(path, removed):
+                async with asyncio.timeout(buslink.CALL_TIMEOUT if bounded else None):
+                    return await _result(removed, path)
         except TimeoutError:
             raise SystemdError(f"{method} {unit}: no answer from systemd") from None
+
+    @contextmanager
+    def _listening(self, path: str, removed: asyncio.Queue[tuple[str, str] | None]) -> Iterator[None]:
+        """Hear of the end of a job, with "" of any."""
+        waiting = self._jobs.setdefault(path, set())
+        waiting.add(removed)
+        try:
+            yield
         finally:
             waiting.remove(removed)
             if not waiting:
-                self._jobs.pop(unit, None)
+                del self._jobs[path]
 
     def _on_message(self, message: Message) -> None:
         if buslink.is_heard(message, _MANAGER, "JobRemoved"):
-            _, path, unit, result = message.body
-            for removed in self._jobs.get(unit, ()):
+            _, path, _, result = message.body
+            for removed in (*self._jobs.get("", ()), *self._jobs.get(path, ())):
                 removed.put_nowait((path, result))
 
     def close(self) -> None:

@@ -93,7 +93,7 @@ def test_a_job_that_ends_before_its_path_is_known_is_heard_of(monkeypatch: pytes
     def answer(message: Message) -> list[Any]:
         for number, unit, result in (
             (6, "a.service", "canceled"),
-            (7, "b.service", "failed"),
+            (5, "b.service", "failed"),
             (7, "a.service", "done"),
         ):
             buses[0].removed(number, unit, result)
@@ -122,6 +122,19 @@ def test_two_jobs_of_one_unit_are_told_apart(monkeypatch: pytest.MonkeyPatch) ->
             bus.removed(2, "a.service", "done")
             bus.removed(1, "a.service", "canceled")
             assert (await first, await second) == ("canceled", "done")
+
+    asyncio.run(main())
+
+
+def test_a_job_of_a_unit_that_was_asked_for_by_an_alias_is_heard_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with connected(monkeypatch, lambda _: ["/job/1"]) as (systemd, bus):
+            waiting = asyncio.create_task(start(systemd, "alias.service"))
+            await bus.asked.get()
+            bus.removed(2, "alias.service", "failed")
+            bus.removed(1, "a.service", "done")
+            assert await asyncio.wait_for(waiting, 5) == "done"
+            assert not systemd._jobs
 
     asyncio.run(main())
 
