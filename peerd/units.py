@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,8 +141,9 @@ class Units:
             await self._systemd.call("Reload")
 
     async def _bring_up(self, method: str, unit: str) -> None:
-        result = await self._job(method, unit)
-        state = await self.state(unit)
+        async with self._kept(unit):
+            result = await self._job(method, unit)
+            state = await self.state(unit)
         if result != "done":
             raise SystemdError(", ".join(filter(None, (state.end, f"job {result}"))))
         if state.active == "inactive" and not state.condition:
@@ -154,6 +157,18 @@ class Units:
             raise SystemdError(state.end or state.sub)
         if state.restarts > restarts:
             raise SystemdError("it ended at once, and systemd started it again")
+
+    @asynccontextmanager
+    async def _kept(self, unit: str) -> AsyncIterator[None]:
+        """Have systemd remember how a unit ended, which it forgets of one that has nothing to do any more."""
+        with suppress(SystemdError):
+            # Why it cannot be is why it cannot be started, too.
+            await self._systemd.call("RefUnit", "s", [unit])
+        try:
+            yield
+        finally:
+            with suppress(SystemdError):
+                await self._systemd.call("UnrefUnit", "s", [unit])
 
     async def _job(self, method: str, unit: str) -> str:
         return await self._systemd.job(unit, method, "ss", [unit, "replace"], bounded=False)

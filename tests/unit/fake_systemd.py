@@ -45,7 +45,8 @@ class FakeUnit:
 class FakeSystemd(Systemd):
     """Takes systemd's place.
 
-    :ivar calls: the methods that were called, but for LoadUnit, each with its unit
+    :ivar calls: the methods that were called, but for LoadUnit, RefUnit and UnrefUnit, each with its unit
+    :ivar kept: the units that are not forgotten when they are inactive
     :ivar hold: while set, jobs do not end
     :ivar begun: set when a job has begun
     :ivar given_up: set when nobody waits for a job any more
@@ -55,6 +56,7 @@ class FakeSystemd(Systemd):
         super().__init__()
         self.units = {f"{name.replace('_', '-')}.service": unit for name, unit in units.items()}
         self.calls: list[tuple[str, str]] = []
+        self.kept: list[str] = []
         self.hold = False
         self.begun, self.given_up = asyncio.Event(), asyncio.Event()
 
@@ -63,7 +65,12 @@ class FakeSystemd(Systemd):
             unit = self.units.get(str(body[0]))
             if unit and unit.later:
                 unit.properties |= unit.later.pop(0)
+            if unit and unit.properties["ActiveState"] == "inactive" and body[0] not in self.kept:
+                unit.properties |= {"Result": "success", "ConditionResult": False}
             return [body[0]]
+        if member in ("RefUnit", "UnrefUnit"):
+            (self.kept.append if member == "RefUnit" else self.kept.remove)(str(body[0]))
+            return []
         if member == "Reload":
             self.calls.append((member, ""))
             return []

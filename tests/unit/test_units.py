@@ -35,7 +35,11 @@ def refusal(unit: FakeUnit) -> str:
 
 def test_what_runs_is_started() -> None:
     assert started(FakeUnit()).calls == [("StartUnit", UNIT)]
-    assert started(FakeUnit(after={"Type": "oneshot", "ActiveState": "inactive"})).calls == [("StartUnit", UNIT)]
+
+
+def test_one_that_ended_well_was_started_and_is_forgotten_only_then() -> None:
+    systemd = started(FakeUnit(after={"Type": "oneshot", "ActiveState": "inactive"}))
+    assert (systemd.calls, systemd.kept) == ([("StartUnit", UNIT)], [])
 
 
 @pytest.mark.parametrize(
