@@ -14,8 +14,28 @@ patience=60
 state=/var/lib/peerd
 kept=$state/rollback
 
+# Also in the journal, for a caller that was cut off.
 say() {
     printf 'peerd: %s\n' "$1" >&2
+    printf '%s\n' "$1" | systemd-cat --identifier=peerd 2>/dev/null
+}
+
+# Pass on what is written, and go on where nobody reads it any more: to the second output it can always be written.
+relay() {
+    trap '' TERM
+    exec tee -p /dev/null
+}
+
+# Let all that was written come through. What the build left running may keep the relays from ever ending.
+# shellcheck disable=SC2317  # The trap below calls it.
+finish() {
+    exec >/dev/null 2>&1
+    tries=50
+    while [ "$tries" -gt 0 ] && { kill -0 "$out" || kill -0 "$err"; }; do
+        sleep 0.1
+        tries=$((tries - 1))
+    done
+    kill -KILL "$out" "$err"
 }
 
 # One field of getPeerStatus.
@@ -72,6 +92,17 @@ works() {
         sleep 1
     done
 }
+
+# A stop of peerd breaks the pipes to it. That must end neither the build nor what is done after it.
+relays=$(mktemp --directory /run/peerd-deploy.XXXXXX) || exit 1
+mkfifo "$relays/out" "$relays/err" || exit 1
+relay <"$relays/out" &
+out=$!
+relay <"$relays/err" >&2 &
+err=$!
+exec >"$relays/out" 2>"$relays/err"
+rm -r "$relays"
+trap finish EXIT
 
 # The directory, which is there on a full disk, too, and stays the same when a package replaces this script.
 exec 9<"$state"

@@ -28,6 +28,7 @@ PROGRAMS = {
         esac""",
     "dpkg-deb": 'for last; do :; done; echo package >"$last"',
     "dpkg": "exit 2",
+    "systemd-cat": "cat >>journal",
 }
 
 
@@ -40,7 +41,7 @@ def script(root: Path, **programs: str) -> list[str]:
         path.write_text(f"#!/bin/sh\n{text}\n")
         path.chmod(0o755)
     text = SCRIPT.read_text()
-    for old, new in (("/var/lib/peerd", str(root / "state")), ("patience=60", "patience=0")):
+    for old, new in (("/var/lib/peerd", str(root / "state")), ("/run/", f"{root}/"), ("patience=60", "patience=0")):
         assert text.count(old) == 1
         text = text.replace(old, new)
     (root / "deploy.sh").write_text(text)
@@ -73,11 +74,47 @@ def test_the_second_of_two_at_once_is_refused_and_the_first_keeps_its_way_back(t
     assert deploy(tmp_path, "touch built") == (0, [])
 
 
+def test_who_reads_may_go_and_takes_neither_the_build_nor_the_way_back_along(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "gate")
+    build = "echo one; cat gate; seq 50000 || exit 3; seq 50000 >&2 || exit 3; touch broken built"
+    command = [*script(tmp_path, dpkg="seq 50000 && rm broken"), "yes", "30", build]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stdout and running.stderr
+        assert running.stdout.readline() == b"one\n"
+        running.stdout.close()
+        running.stderr.close()
+        (tmp_path / "gate").write_text("")
+        assert running.wait(30) == 1
+    assert (tmp_path / "built").exists()
+    assert (tmp_path / "journal").read_text().splitlines()[-1] == "rolled back to peerd 0.1.0, which works"
+    assert not (tmp_path / "state/rollback").exists()
+
+
+def test_all_output_comes_in_order_before_the_end(tmp_path: Path) -> None:
+    command = [*script(tmp_path), "no", "30", "seq 50000; echo done >&2; touch broken"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False)
+    assert done.stdout == "".join(f"{number}\n" for number in range(1, 50001))
+    assert done.stderr.splitlines() == [
+        "done",
+        "peerd: peerd was restarted, seeing whether it works",
+        "peerd: peerd.service is failed",
+        "peerd: not rolled back",
+    ]
+
+
 def test_what_a_build_leaves_running_keeps_no_deploy_out(tmp_path: Path) -> None:
     left = "sleep 60 >/dev/null 2>&1 & echo $! >left"
     try:
         assert deploy(tmp_path, left)[0] == 0
         assert deploy(tmp_path, "exit 0") == (0, [])
+    finally:
+        os.kill(int((tmp_path / "left").read_text()), signal.SIGKILL)
+
+
+def test_what_a_build_leaves_running_with_its_output_open_is_not_waited_for(tmp_path: Path) -> None:
+    command = [*script(tmp_path), "yes", "30", "sleep 60 & echo $! >left; exit 7"]
+    try:
+        assert subprocess.run(command, cwd=tmp_path, stdout=subprocess.DEVNULL, timeout=30, check=False).returncode == 7
     finally:
         os.kill(int((tmp_path / "left").read_text()), signal.SIGKILL)
 
