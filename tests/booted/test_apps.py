@@ -28,9 +28,10 @@ UNITS = {
     "crash-prod.service": "ExecStart=/bin/sh -c 'echo dying again; kill -SEGV $$'\nRestart=always\nRestartSec=10ms",
     "none-prod.service": "ExecStart=/nonexistent/program",
     "slow-prod.service": "Type=oneshot\nRemainAfterExit=yes\nExecStart=/bin/sh -c 'echo started >>/run/slow; sleep 4'",
+    "once-dev.service": "Type=oneshot\nExecStart=true",
     "picky-prod.service": "ExecStart=true\n[Unit]\nConditionPathExists=/nonexistent",
 }
-APPS = "cad bad crash none slow picky ghost".split()
+APPS = "cad bad crash none slow once picky ghost".split()
 
 
 @pytest.fixture(autouse=True)
@@ -97,6 +98,21 @@ def test_an_app_is_started_restarted_and_stopped(desktop: Machine) -> None:
     assert status(desktop, "cad", "prod")["main_pid"] != first["main_pid"]
     assert d(desktop, "stopApp", "cad", "prod").stdout == b"Stopped cad-prod.service on desktop\n"
     assert desktop.out("systemctl is-active cad-prod.service", check=False) == "inactive"
+
+
+def test_a_unit_may_be_known_by_an_alias(desktop: Machine) -> None:
+    link = "/etc/systemd/system/alias-dev.service"
+    desktop.run(f"ln -s cad-dev.service {link}; systemctl daemon-reload; d addApp --app alias --mode dev")
+    for command, done in (("startApp", b"Started"), ("restartApp", b"Restarted"), ("stopApp", b"Stopped")):
+        assert d(desktop, command, "alias", "dev").stdout == done + b" alias-dev.service on desktop\n"
+    desktop.run(f"d removeApp --app alias; rm {link}; systemctl daemon-reload")
+
+
+def test_one_that_has_done_its_work_was_started(desktop: Machine) -> None:
+    for command, done in (("startApp", b"Started"), ("restartApp", b"Restarted")):
+        result = d(desktop, command, "once", "dev")
+        assert (result.returncode, result.stdout) == (0, done + b" once-dev.service on desktop\n")
+    assert status(desktop, "once", "dev")["active"] == "inactive"
 
 
 def test_all_is_every_mode_that_there_is(desktop: Machine) -> None:
