@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from peerd import remote
 from peerd.answer import Answer
+from peerd.errors import Code
 from peerd.execution import Execution, answer_of, new_exec_id
 from peerd.job import Job
 from peerd.jobs import Jobs
@@ -43,8 +44,11 @@ class Deploy:
             session.say(f"build on {peer} (step 2 of 2)")
         began = time.monotonic()
         answer = await self._build(session, peer, timeout, not no_rollback)
-        if answer.status:
+        if answer.error and answer.error.code is Code.CUT_OFF:
+            session.say(f"A deploy that was cut off by a stop of peerd goes on: journalctl -t peerd, on {peer}")
+        elif answer.status:
             session.say(f"Deploy on {peer} failed: build ended with exit status {answer.status}")
+        if answer.status:
             return answer
         session.say(f"build on {peer} done after {time.monotonic() - began:.1f} s")
         session.say(f"Deployed on {peer}")

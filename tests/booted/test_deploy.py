@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from lab import Lab, Machine
 
-from .conftest import ROOT, wait_for_peers
+from .conftest import ROOT, UNITS, wait_for_peers
 
 # What is done to the installed package, as a shell command in its tree, and what is said of the result.
 BROKEN = {
@@ -105,6 +105,28 @@ def test_a_build_that_fails_has_its_own_status_and_changes_nothing(lab: Lab, tar
         b"Deploy on laptop failed: build ended with exit status 77",
     ]
     assert target.out("systemctl show -P MainPID peerd") == before
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("build", "said"),
+    [
+        (f"systemctl stop {UNITS}; dpkg -i /root/peerd_0.1.0_all.deb; systemctl start {UNITS}", "peerd 0.1.0 works"),
+        (f"systemctl stop {UNITS}; seq 50000", "rolled back to peerd 0.1.0, which works"),
+        ("dpkg -r peerd", "rolled back to peerd 0.1.0, which works"),
+    ],
+    ids=["replaces it", "leaves it stopped", "removes it"],
+)
+def test_a_build_that_stops_peerd_leaves_one_that_works(lab: Lab, target: Machine, build: str, said: str) -> None:
+    target.write("/root/build.sh", f"{build}; echo built\n")
+    last = target.out("journalctl -n 0 --show-cursor | sed -n 's/^-- cursor: //p'")
+    done = deploy(lab["desktop"])
+    assert done.returncode == 255
+    assert b"goes on: journalctl -t peerd, on laptop\nCut off: " in done.stderr
+    target.wait_until(f"journalctl -q -t peerd -o cat --after-cursor='{last}' | grep -qx '{said}'", 30)
+    target.wait_until("flock --nonblock /var/lib/peerd true", 10)
+    assert not target.ok("[ -e /var/lib/peerd/rollback ]")
+    wait_for_peers(lab["vps"])
 
 
 def test_a_deploy_to_this_machine_goes_on_while_its_own_peerd_is_replaced(lab: Lab, target: Machine) -> None:

@@ -383,6 +383,25 @@ def test_a_deploy_stops_at_the_first_failure() -> None:
     asyncio.run(main())
 
 
+def test_a_deploy_that_was_cut_off_is_not_called_a_failure() -> None:
+    async def main() -> None:
+        async with machine() as here:
+            running = here.call("remoteDeployDaemon", peer="laptop")
+            wire = await here.target()
+            await wire.expect("execRequest")
+            wire.link.post("result", {"outcome": "exited", "exitStatus": 0})
+            await wire.expect("execRequest")
+            wire.link.post("started")
+            await wire.expect("attachJob")
+            wire.link.post("result", ExecResult.failure(PeerdError(Code.CUT_OFF, peer="laptop")).to_wire())
+            assert (await running).status == 255
+            assert (
+                here.said[-1] == "A deploy that was cut off by a stop of peerd goes on: journalctl -t peerd, on laptop"
+            )
+
+    asyncio.run(main())
+
+
 def test_ping_goes_to_a_peer_and_back() -> None:
     async def main() -> None:
         async with machine() as here:
