@@ -33,7 +33,8 @@ class Deploy:
         """Pull, then build and see that peerd works; stop at the first failure and say at which step."""
         building = session.resume is not None and session.resume.step == 2
         if not building:
-            session.say(f"pull on {peer} (step 1 of 2)")
+            if session.resume is None:
+                session.say(f"pull on {peer} (step 1 of 2)")
             began = time.monotonic()
             answer = await self._execution.act(session, peer, Action.PULL, timeout)
             if answer.status:

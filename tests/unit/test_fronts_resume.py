@@ -160,7 +160,9 @@ def test_who_resumes_the_first_step_goes_on_with_the_second_from_its_beginning(t
     async def main() -> None:
         async with served(tmp_path) as local, greeted(local.path) as wire:
             attended(local.executor, attend)
-            assert (await invoke(wire, "remoteDeployDaemon", "--peer", "here", resume=RESUME)).status == 0
+            shown = await invoke(wire, "remoteDeployDaemon", "--peer", "here", resume=RESUME)
+            assert shown.status == 0
+            assert "step 1" not in shown.stderr
             ((request, _),) = local.executor.requests
             assert request.action == "deploy"
             assert seen == [(EXEC_ID, {"stdout": 5, "stderr": 2}), (request.exec_id, NONE)]
