@@ -125,8 +125,14 @@ elif [ "$rollback" = yes ] && ! keep_package; then
 fi
 
 # What the build leaves running is no deploy any more.
+began=$(date +%s)
 timeout --kill-after=5 "$seconds" /bin/sh -c "$command" 9<&-
 status=$?
+took=$(($(date +%s) - began))
+if { [ "$status" -eq 124 ] || [ "$status" -eq 137 ]; } && [ "$took" -ge "${seconds%.*}" ]; then
+    status=124
+    say "the build took longer than $seconds s and was stopped; if it needs longer: --timeout, or build-timeout there"
+fi
 
 if [ "$(systemctl show -P InvocationID peerd.service)" = "$started" ] && [ -z "$(complaint)" ]; then
     rm -rf "$kept"

@@ -48,9 +48,11 @@ def script(root: Path, **programs: str) -> list[str]:
     return ["env", f"PATH={root / 'bin'}:{os.environ['PATH']}", "/bin/sh", "deploy.sh"]
 
 
-def deploy(root: Path, build: str, rollback: str = "yes", **programs: str) -> tuple[int, list[str]]:
+def deploy(
+    root: Path, build: str, rollback: str = "yes", seconds: str = "30", **programs: str
+) -> tuple[int, list[str]]:
     """Run it; the exit status, and what it says."""
-    command = [*script(root, **programs), rollback, "30", build]
+    command = [*script(root, **programs), rollback, seconds, build]
     done = subprocess.run(command, cwd=root, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
     return done.returncode, [line for line in done.stderr.splitlines() if line.startswith("peerd: ")]
 
@@ -58,6 +60,13 @@ def deploy(root: Path, build: str, rollback: str = "yes", **programs: str) -> tu
 def test_a_build_that_leaves_peerd_alone_has_its_own_status(tmp_path: Path) -> None:
     assert deploy(tmp_path, "exit 7") == (7, [])
     assert not (tmp_path / "state/rollback").exists()
+
+
+def test_a_build_that_takes_too_long_is_said_to_have_been_stopped(tmp_path: Path) -> None:
+    status, said = deploy(tmp_path, "sleep 30", seconds="0.5")
+    assert status == 124
+    assert [line.partition(";")[0] for line in said] == ["peerd: the build took longer than 0.5 s and was stopped"]
+    assert deploy(tmp_path, "exit 124") == (124, [])
 
 
 def test_the_second_of_two_at_once_is_refused_and_the_first_keeps_its_way_back(tmp_path: Path) -> None:
@@ -79,7 +88,8 @@ def test_who_reads_may_go_and_takes_neither_the_build_nor_the_way_back_along(tmp
     build = "echo one; cat gate; seq 50000 || exit 3; seq 50000 >&2 || exit 3; touch broken built"
     command = [*script(tmp_path, dpkg="seq 50000 && rm broken"), "yes", "30", build]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
-        assert running.stdout and running.stderr
+        assert running.stdout
+        assert running.stderr
         assert running.stdout.readline() == b"one\n"
         running.stdout.close()
         running.stderr.close()
