@@ -155,6 +155,7 @@ class Node:
         """
         if self.hub:
             return self.hub.book, None
+        await self.informed()
         if self.link is None:
             raise PeerdError(Code.NO_ROLE)
         error = self.link.unavailable()
@@ -215,6 +216,7 @@ class Node:
         return Peer.from_wire(await self._ask("getPeerInfo", {key: wanted}))
 
     async def _ask(self, type_: str, fields: Mapping[str, object]) -> Mapping[str, object]:
+        await self.informed()
         link = self.link
         if link is None:
             raise PeerdError(Code.NO_ROLE)

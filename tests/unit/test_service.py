@@ -453,6 +453,42 @@ def test_a_worker_asks_the_leader_about_a_peer_that_it_does_not_know() -> None:
     asyncio.run(main())
 
 
+def test_what_is_asked_for_as_peerd_starts_waits_for_the_leader() -> None:
+    async def main() -> None:
+        async with machine(WORKER) as here:
+            asking = [
+                here.call("execOnPeer", **EXEC),
+                here.call("listPeers"),
+                here.call("getPeerIdByIp", ip="127.0.0.4"),
+            ]
+            await admit(here, Peer("vps", "127.0.0.1"))
+            for _ in asking:
+                wire = await here.target()
+                frame = await wire.next()
+                if frame.type == "getPeerInfo":
+                    wire.link.post("reply", LAPTOP.to_wire())
+                else:
+                    assert frame.type == "listPeers"
+                    wire.link.post("reply", {"count": 1})
+                    wire.link.post("peers", {"peers": [LAPTOP.to_wire()]})
+            target = await here.target()
+            await target.link.expect("execRequest")
+            target.link.post("result", RESULT)
+            assert [answer.status for answer in await asyncio.gather(*asking)] == [3, 0, 0]
+
+    asyncio.run(main())
+
+
+def test_who_waits_for_a_leader_that_does_not_answer_waits_no_longer_than_for_a_peer() -> None:
+    async def main() -> None:
+        async with machine(WORKER, connect_timeout=0.2) as here, asyncio.timeout(2):
+            assert code(await here.call("execOnPeer", **EXEC)) is Code.NOT_CONNECTED
+            with pytest.raises(PeerdError, match="Not connected to leader"):
+                await here.call("listPeers")
+
+    asyncio.run(main())
+
+
 def test_an_address_has_the_id_that_the_registry_gives_it() -> None:
     async def main() -> None:
         async with machine() as here:
