@@ -251,6 +251,7 @@ class Bus:
         ids: list[str] = []
         try:
             async with self._calling(message, command, params, pipes) as session:
+                pipes.cancel = session.cancel
                 telling = replace(session, running=lambda exec_id, step: ids.append(exec_id))
                 work = asyncio.ensure_future(self._service.call(command.name, params, telling))
                 begun = asyncio.ensure_future(pipes.begun.wait())

@@ -13,6 +13,7 @@ class Pipes:
     """A sink whose reading ends are given away.
 
     :ivar given: the ends to read from, of stdout and of stderr, until :meth:`give` has closed them here
+    :ivar cancel: set when nobody reads one of them any more
     """
 
     def __init__(self) -> None:
@@ -27,21 +28,22 @@ class Pipes:
         self._writing = dict(zip(("stdout", "stderr"), (writing for _, writing in pairs), strict=True))
         for writing in self._writing.values():
             os.set_blocking(writing, False)
-        self.begun = asyncio.Event()
+        self.begun, self.cancel = asyncio.Event(), asyncio.Event()
 
     async def started(self) -> None:
         """The command was started."""
         self.begun.set()
 
     async def output(self, stream: str, data: Data) -> None:
-        """Write output of "stdout" or "stderr" at the pace of its reader.
-
-        :raises ConnectionError: when nobody reads it any more
-        """
+        """Write output of "stdout" or "stderr" at the pace of its reader."""
         left, fd = memoryview(bytes(data)), self._writing[stream]
         while left:
             try:
                 left = left[os.write(fd, left) :]
+            except BrokenPipeError:
+                # Its caller may stay on the bus, and come back to nothing.
+                self.cancel.set()
+                return
             except BlockingIOError:
                 writable = asyncio.Event()
                 loop = asyncio.get_running_loop()

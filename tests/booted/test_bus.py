@@ -54,6 +54,32 @@ except GLib.Error as error:
 GLib.MainLoop().run()
 """
 
+# Reads the beginning of a command on this machine, closes its standard output, and waits to hear of its end.
+LEAVE = f"""
+import os, time
+from gi.repository import Gio, GLib
+
+bus = Gio.bus_get_sync(Gio.BusType.SYSTEM)
+loop = GLib.MainLoop()
+
+
+def finished(*heard):
+    print(*heard[-1].unpack()[2:], time.monotonic() - left < 5)
+    loop.quit()
+
+
+bus.signal_subscribe("{busapi.NAME}", "{busapi.MANAGER}", "JobFinished", "{busapi.ROOT}", None, 0, finished)
+arguments = GLib.Variant("(sssa{{sv}})", ("desktop", "/tmp", "while echo x; do sleep 0.1; done", {{}}))
+where = "{busapi.NAME}", "{busapi.ROOT}", "{busapi.MANAGER}", "StartOnPeer"
+started, fds = bus.call_with_unix_fd_list_sync(*where, arguments, None, 0, -1, None, None)
+stream = fds.get(started.unpack()[1])
+del fds
+os.read(stream, 1)
+os.close(stream)
+left = time.monotonic()
+loop.run()
+"""
+
 
 def call(machine: Machine, arguments: str, prefix: str = "") -> Any:
     """Call a method of the manager by busctl: the data of the reply."""
@@ -126,6 +152,11 @@ def test_a_caller_that_goes_stops_its_command(desktop: Machine, laptop: Machine)
         laptop.wait_until("pgrep -f 'sleep 111[1]'", 20)
         waiting.terminate()
     laptop.wait_until("! pgrep -f 'sleep 111[1]'", 20)
+
+
+def test_a_command_here_that_nobody_reads_is_stopped_at_once(desktop: Machine) -> None:
+    desktop.write("/root/leave.py", LEAVE)
+    assert desktop.out("timeout 60 python3 /root/leave.py") == "cancelled 130 True"
 
 
 def test_every_command_is_a_method(desktop: Machine, vps: Machine) -> None:

@@ -16,18 +16,20 @@ from dbus_next import Message, MessageType, Variant
 from dbus_next.aio import MessageBus
 from dbus_next.signature import SignatureTree
 
-from peerd import busapi, busreader
+from peerd import busapi, busreader, scopes
 from peerd.answer import Answer
 from peerd.bus import Bus
 from peerd.busapi import JOB, MANAGER, OBJECT_MANAGER, PEER, PROPERTIES, ROOT
 from peerd.buslink import Connection, leave
+from peerd.buspipes import Pipes
 from peerd.errors import Code, Outcome, PeerdError
 from peerd.job import Job
 from peerd.journal import Event
-from peerd.messages import ExecResult
+from peerd.messages import ExecRequest, ExecResult
 from peerd.peers import Peer, PeerBook
 from peerd.session import Session
-from unit.support import Journal, read_all, readable, settings
+from unit import support
+from unit.support import FakeScopes, Journal, executing, read_all, readable, settings
 
 BUS_CONFIG = """<busconfig><type>session</type><listen>unix:path={path}</listen><auth>EXTERNAL</auth>
 <policy context="default"><allow send_destination="*"/><allow receive_sender="*"/><allow own="*"/></policy></busconfig>
@@ -509,23 +511,46 @@ def test_a_started_command_that_cannot_start_is_an_error(daemon: MessageDaemon) 
 
 def test_a_started_command_ends_with_its_reader(daemon: MessageDaemon) -> None:
     async def main() -> None:
-        broken = asyncio.Event()
+        stopped = asyncio.Event()
 
         async def script(name: str, params: dict[str, Any], session: Session) -> Answer:
             session.running("0" * 16, 1)
             await session.sink.started()
-            try:
-                while True:
-                    await session.sink.output("stdout", bytes(65_536))
-            except ConnectionError:
-                broken.set()
+            while not session.cancel.is_set():
+                await session.sink.output("stdout", bytes(65_536))
+            stopped.set()
             return Answer(status=130, record={"outcome": "cancelled"})
 
         async with serving(daemon, FakeService(script)) as (_, client):
             reply = await client.call("StartOnPeer", "sssa{sv}", "vps", "/", "x", {})
             for fd in reply.unix_fds:
                 os.close(fd)
-            await broken.wait()
+            await stopped.wait()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("closed", [[0], [0, 1]])
+def test_a_command_of_this_machine_is_stopped_at_once_when_nobody_reads_it(
+    monkeypatch: pytest.MonkeyPatch, closed: list[int]
+) -> None:
+    monkeypatch.setattr(scopes, "processes", FakeScopes.members)
+
+    async def main() -> None:
+        pipes, given = Pipes(), []
+        async with executing() as executor, asyncio.timeout(5):
+            request = ExecRequest("0" * 16, "/", "while echo x; do sleep 0.1; done")
+            running = asyncio.create_task(support.run(executor, request, pipes, pipes.cancel))
+            await pipes.begun.wait()
+            given, pipes.given = pipes.given, []
+            await readable(given[0])
+            for index in closed:
+                os.close(given[index])
+            result = await running
+            assert (result.outcome, result.exit_status) == (Outcome.CANCELLED, 130)
+        for index in {0, 1} - set(closed):
+            os.close(given[index])
+        pipes.close()
 
     asyncio.run(main())
 
