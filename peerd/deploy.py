@@ -57,9 +57,10 @@ class Deploy:
 
     async def _build(self, session: Session, peer: str, timeout: float | None, rollback: bool) -> Answer:
         """Build where peerd may be replaced and fail: as a job, which needs neither that peerd nor this caller."""
-        if not await self._knows_jobs(peer):
-            return await self._execution.act(session, peer, Action.BUILD, timeout, 2)
         resume = session.resume if session.resume and session.resume.step == 2 else None
+        # Who was cut off may be so from the peer as well, for a while.
+        if not resume and not await self._knows_jobs(peer):
+            return await self._execution.act(session, peer, Action.BUILD, timeout, 2)
         exec_id = resume.exec_id if resume else new_exec_id()
         request = ExecRequest(exec_id, action=Action.DEPLOY, timeout=timeout, detach=True, rollback=rollback)
         if resume:

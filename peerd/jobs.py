@@ -32,6 +32,8 @@ _PER_FRAME = 15
 _AT_ONCE = 32
 _NAMED = 5
 _RETRY_DELAY = 1.0
+_COMING_BACK = (Code.NOT_CONNECTED, Code.CONNECT_FAILED, Code.NO_SUCH_JOB)
+"""What is so for a moment after a restart."""
 _USEC = 1_000_000
 _LIMIT = 100
 
@@ -72,7 +74,8 @@ class Jobs:
 
     async def do_get_job(self, session: Session, job: str, peer: str | None = None) -> Answer:
         """One job."""
-        return Answer(record(await self._ask(session, job, peer, "getJob")))
+        _, found = await self._ask(session, job, peer, "getJob")
+        return Answer(record(found))
 
     async def do_wait_job(self, session: Session, job: str, peer: str | None = None) -> Answer:
         """Wait for the end of a job."""
@@ -88,9 +91,8 @@ class Jobs:
 
     async def do_attach_job(self, session: Session, job: str, peer: str | None = None) -> Answer:
         """All output of a detached job from its beginning, then live."""
-        where = await self._locate(job, peer)
         offsets = session.resume.offsets if session.resume else dict.fromkeys(STREAMS, 0)
-        known = await self._ask(session, job, where, "getJob")
+        where, known = await self._ask(session, job, peer, "getJob")
         if not known.detached:
             raise PeerdError(Code.NOT_DETACHED, exec_id=job)
         if not session.resume:
@@ -206,24 +208,39 @@ class Jobs:
             )
         return found[0]
 
-    async def _ask(self, session: Session, job: str, peer: str | None, type_: str) -> Job:
+    async def _ask(self, session: Session, job: str, peer: str | None, type_: str) -> tuple[str, Job]:
         """Do what a message says with a job, wherever it runs.
 
-        :raises PeerdError: NO_SUCH_JOB; NOT_WAITED where the caller has waited enough
+        :returns: where that is, and the job
+        :raises PeerdError: as :meth:`_locate` and :meth:`request`; NOT_WAITED where the caller has waited enough
         """
-        where = await self._locate(job, peer)
-        answer = await unless_cancelled(session, self.request(type_, job, where))
+        answer = await unless_cancelled(session, self._reach(session, job, peer, type_))
         if answer is None:
             raise PeerdError(Code.NOT_WAITED, exec_id=job)
-        self._learn(where, job, answer.result)
-        return answer
+        where, told = answer
+        self._learn(where, job, told.result)
+        return where, told
+
+    async def _reach(self, session: Session, job: str, peer: str | None, type_: str) -> tuple[str, Job]:
+        """The same, again and again for who was cut off: what peerd was connected to comes back after it."""
+        deadline = time.monotonic() + self._config().reattach_timeout
+        while True:
+            try:
+                where = await self._locate(job, peer)
+                return where, await self.request(type_, job, where)
+            except PeerdError as error:
+                if session.resume is None or error.code not in _COMING_BACK or time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(_RETRY_DELAY)
 
     async def _end(self, session: Session, job: str, peer: str | None, type_: str) -> tuple[Job, ExecResult]:
         """The same with a message that is answered once the job has ended; also how it did.
 
         :raises PeerdError: as :meth:`_ask`; INTERNAL where nobody knows how it ended
         """
-        ended = await self._ask(session, job, peer, type_)
+        # Both may be asked for again, by who is cut off meanwhile.
+        session.running(job, 1)
+        _, ended = await self._ask(session, job, peer, type_)
         if ended.result is None:
             raise PeerdError(Code.INTERNAL, reason=f"how {job} ended is not known on {ended.peer}")
         return ended, ended.result

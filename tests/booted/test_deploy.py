@@ -63,6 +63,18 @@ def version_of(machine: Machine) -> str:
     return machine.out("dpkg-query --show --showformat='${Version}' peerd")
 
 
+def test_a_deploy_is_heard_to_its_end_across_a_restart_of_its_callers_peerd(lab: Lab, target: Machine) -> None:
+    desktop = lab["desktop"]
+    target.write("/root/build.sh", "rm -f on; mkfifo on; echo building; read x <on; echo built\n")
+    with desktop.popen("d remoteDeployDaemon --peer laptop", stdout=subprocess.PIPE) as deploying:
+        assert deploying.stdout
+        assert deploying.stdout.readline() == b"building\n"
+        desktop.run("systemctl restart peerd")
+        target.run("echo >/root/on", timeout=30)
+        assert (deploying.stdout.read(), deploying.wait(60)) == (b"built\n", 0)
+    assert json.loads(desktop.out("d history --limit 1"))[0]["outcome"] == "exited"
+
+
 def test_a_deploy_that_replaces_peerd_is_heard_to_its_end(lab: Lab, target: Machine) -> None:
     change = "sed -i 's/^__version__ = .*/__version__ = \"0.1.1\"/' usr/lib/python3/dist-packages/peerd/__init__.py"
     path = package_with(target, "0.1.1", change)

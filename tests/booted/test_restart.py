@@ -224,6 +224,56 @@ def test_a_job_and_who_waits_for_it_survive_restarts(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("way", ["restart", "kill"])
+@pytest.mark.parametrize("caller", ["desktop", "vps", "laptop"])
+def test_who_attaches_or_waits_survives_a_restart_at_its_own_side(lab: Lab, caller: str, way: str) -> None:
+    desktop, near = lab["desktop"], lab[caller]
+    start = d("--detach", "--shellCmd", "rm -f on; mkfifo on; echo one; read x <on; echo two; exit 8", directory="/tmp")
+    job = desktop.out(start)
+    with (
+        near.popen(f"d attachJob --job {job}", stdout=subprocess.PIPE) as attached,
+        near.popen(f"d waitJob --job {job}", stdout=subprocess.PIPE) as waiting,
+    ):
+        assert attached.stdout
+        assert waiting.stdout
+        assert attached.stdout.readline() == b"one\n"
+        restart(near, way)
+        lab["vps"].run("echo >/tmp/on", timeout=30)
+        assert (attached.stdout.read(), attached.wait(30)) == (b"two\n", 8)
+        assert (json.loads(waiting.stdout.read())["exit_status"], waiting.wait(30)) == (8, 8)
+    wait_for_peers(lab["vps"])
+
+
+@pytest.mark.parametrize("peer", ["vps", "desktop"])
+def test_a_cancel_survives_a_restart_at_its_own_side(lab: Lab, peer: str) -> None:
+    desktop, there = lab["desktop"], lab[peer]
+    job = desktop.out(
+        d(
+            "--detach",
+            "--shellCmd",
+            "trap 'touch late; sleep 4; exit' TERM; rm -f late; touch on; while :; do sleep 0.1; done",
+            peer=peer,
+            directory="/tmp",
+        )
+    )
+    there.wait_until("[ -e /tmp/on ]")
+    with desktop.popen(f"d cancelJob --job {job}", stdout=subprocess.PIPE) as cancelling:
+        there.wait_until("[ -e /tmp/late ]")
+        restart(desktop, "restart")
+        assert cancelling.stdout
+        assert cancelling.stdout.read().startswith(f"{job} on {peer} ended: cancelled".encode())
+        assert cancelling.wait(30) == 0
+    wait_for_peers(lab["vps"])
+
+
+def test_what_starts_peerd_on_a_worker_waits_for_the_leader(lab: Lab) -> None:
+    desktop = lab["desktop"]
+    for command in (d("--shellCmd", "echo hi"), ["d", "listPeers"], ["d", "ping", "--peer", "laptop"]):
+        desktop.run("systemctl stop peerd.service")
+        assert desktop.out(command)
+    wait_for_peers(lab["vps"])
+
+
+@pytest.mark.parametrize("way", ["restart", "kill"])
 def test_a_caller_on_dbus_notices_nothing_of_a_restart_at_the_other_end(lab: Lab, way: str) -> None:
     manager = "org.automatelinux.peerd1 /org/automatelinux/peerd1 org.automatelinux.peerd1.Manager"
     wait = "rm -f on; mkfifo on; read x <on; echo hi; exit 5"

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from peerd import history, jobs, network, remote, scopes, validate
+from peerd import history, jobs, network, remote, scopes, turns, validate
 from peerd.answer import Answer
 from peerd.apphost import AppHost
 from peerd.errors import Code, Outcome, PeerdError
@@ -297,6 +297,85 @@ def test_a_peer_that_cannot_be_reached_does_not_hide_the_job_of_another(tmp_path
             tell(telling, ENDED)
             tell(telling, ENDED)
             assert (await getting).data["exit_status"] == 3
+
+    asyncio.run(main())
+
+
+# --- found again after a restart
+
+
+RESUME = Resume(EXEC_ID, 1, {"stdout": 2, "stderr": 0})
+
+
+@pytest.mark.parametrize("name", ["attachJob", "waitJob", "cancelJob"])
+def test_who_was_cut_off_finds_a_job_once_its_peer_is_back(tmp_path: Path, name: str) -> None:
+    async def main() -> None:
+        async with machine(tmp_path, replace(LAPTOP, is_online=False)) as here:
+            asking = here.call(name, RESUME, job=EXEC_ID)
+            await turns.let_pass(10)
+            assert here.node.hub
+            here.node.hub.book.put(LAPTOP)
+            (wire,) = await here.asked("getJob")
+            tell(wire, JOB)
+            if name == "attachJob":
+                await wire.expect("getJob")
+                tell(wire, JOB)
+                assert (await wire.expect("attachJob")).fields == {"execId": EXEC_ID, "stdout": 2, "stderr": 0}
+                wire.link.post("result", RESULT.to_wire())
+            else:
+                await wire.expect(name)
+                tell(wire, ENDED)
+            assert (await asking).status == (0 if name == "cancelJob" else 3)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("name", ["attachJob", "waitJob", "cancelJob", "remoteDeployDaemon"])
+def test_who_was_cut_off_waits_for_the_leader(tmp_path: Path, name: str) -> None:
+    async def main() -> None:
+        async with machine(tmp_path) as here:
+            resolve, away = here.node.resolve, [PeerdError(Code.NOT_CONNECTED)]
+
+            async def late(peer_id: str) -> Peer:
+                if away:
+                    raise away.pop()
+                return await resolve(peer_id)
+
+            here.node.resolve = late  # type: ignore[method-assign]
+            deploys = name == "remoteDeployDaemon"
+            resume = replace(RESUME, step=2) if deploys else RESUME
+            asking = here.call(name, resume, peer="laptop", **({} if deploys else {"job": EXEC_ID}))
+            wire = await here.peers.links.get()
+            if name == "attachJob":
+                await wire.expect("getJob")
+                tell(wire, JOB)
+            if deploys or name == "attachJob":
+                await wire.expect("attachJob")
+                wire.link.post("result", RESULT.to_wire())
+            else:
+                await wire.expect(name)
+                tell(wire, ENDED)
+            assert (await asking).status == (0 if name == "cancelJob" else 3)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("name", ["attachJob", "waitJob", "cancelJob"])
+def test_what_does_not_come_back_is_said_in_time(tmp_path: Path, name: str) -> None:
+    async def main() -> None:
+        async with machine(tmp_path, PHONE, reattach_timeout=0.05) as here, asyncio.timeout(5):
+            assert await refused(here.call(name, RESUME, job=EXEC_ID)) is Code.NO_SUCH_JOB
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("name", ["waitJob", "cancelJob"])
+def test_who_waits_may_come_back(tmp_path: Path, name: str) -> None:
+    async def main() -> None:
+        async with machine(tmp_path) as here:
+            await here.runs("exit 4", detach=True)
+            await here.call(name, job=EXEC_ID)
+            assert here.running == [(EXEC_ID, 1)]
 
     asyncio.run(main())
 
