@@ -34,6 +34,8 @@ _NAMED = 5
 _RETRY_DELAY = 1.0
 _COMING_BACK = (Code.NOT_CONNECTED, Code.CONNECT_FAILED, Code.NO_SUCH_JOB)
 """What is so for a moment after a restart."""
+_NOT_THERE = (Code.NO_SUCH_JOB, Code.UNKNOWN_MESSAGE)
+"""What a peer answers that does not have a job; the latter one that is too old to have any."""
 _USEC = 1_000_000
 _LIMIT = 100
 
@@ -176,7 +178,8 @@ class Jobs:
     async def _locate(self, job: str, peer: str | None) -> str:
         """The id of the peer where a job runs or ran.
 
-        :raises PeerdError: NO_SUCH_JOB; USAGE where several say that they have it
+        :raises PeerdError: NO_SUCH_JOB; USAGE where several say that they have it; why a peer that is online, and may
+            have it, cannot be asked
         """
         if peer:
             return peer
@@ -196,10 +199,15 @@ class Jobs:
         # A leader that was restarted just now is back before its workers have heard of it.
         leader = self._node.link and self._node.book.by_address(self._node.link.address)
         away = [leader] if leader and not leader.is_online else []
-        answers = await _each([*self._others, *away], ask)
+        others = self._others
+        answers = await _each([*others, *away], ask)
         found = [answer for answer in answers if isinstance(answer, str)]
         if not found:
-            raise PeerdError(Code.NO_SUCH_JOB, exec_id=job)
+            failures = [answer for answer in answers[: len(others)] if isinstance(answer, PeerdError)]
+            raise next(
+                (failure for failure in failures if failure.code not in _NOT_THERE),
+                PeerdError(Code.NO_SUCH_JOB, exec_id=job),
+            )
         if len(found) > 1:
             # An id is one command's, so that all but one of them err or lie.
             named = ", ".join(found[:_NAMED]) + ", …" * (len(found) > _NAMED)

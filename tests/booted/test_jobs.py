@@ -40,6 +40,17 @@ def changed(machine: Machine, **settings: str) -> Iterator[None]:
     machine.run(f"rm {file}; systemctl reload peerd")
 
 
+def test_a_peer_that_hangs_is_not_said_to_have_no_such_job(desktop: Machine, vps: Machine) -> None:
+    job = detach(desktop, "exec sleep 60", peer="desktop")
+    desktop.run("systemctl kill --kill-whom=main --signal=STOP peerd.service")
+    try:
+        asked = vps.run(f"d getJob --job {job}", check=False)
+    finally:
+        desktop.run("systemctl kill --kill-whom=main --signal=CONT peerd.service")
+    assert (asked.returncode, asked.stderr.splitlines()[0]) == (255, b"Failed to connect to peer: desktop (10.0.0.2)")
+    vps.wait_until(f"d cancelJob --job {job}")
+
+
 @pytest.mark.parametrize("peer", ["vps", "desktop"])
 def test_a_job_is_found_by_its_id_from_everywhere(desktop: Machine, laptop: Machine, vps: Machine, peer: str) -> None:
     job = detach(desktop, SPEAK, peer=peer)

@@ -301,6 +301,29 @@ def test_a_peer_that_cannot_be_reached_does_not_hide_the_job_of_another(tmp_path
     asyncio.run(main())
 
 
+def test_that_a_peer_which_is_online_could_not_be_asked_is_not_told_as_no_such_job(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with machine(tmp_path, DESKTOP, LAPTOP, PHONE) as here:
+            getting = here.call("getJob", job=EXEC_ID)
+            silent, refusing = await here.asked("getJob", "getJob")
+            silent.reset()
+            refuse(refusing)
+            assert await refused(getting) is Code.CONNECT_FAILED
+
+    asyncio.run(main())
+
+
+def test_a_peer_that_is_too_old_to_have_jobs_has_none(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with machine(tmp_path) as here:
+            getting = here.call("getJob", job=EXEC_ID)
+            (wire,) = await here.asked("getJob")
+            wire.link.post("error", PeerdError(Code.UNKNOWN_MESSAGE, name="getJob").to_wire())
+            assert await refused(getting) is Code.NO_SUCH_JOB
+
+    asyncio.run(main())
+
+
 # --- found again after a restart
 
 
