@@ -100,10 +100,20 @@ class Jobs:
         if not session.resume:
             self._note_access(session, "attachJob", job, where)
         session.running(job, 1)
-        result = await self.hear(where, job, session, offsets, session.resume is not None)
+        running = "" if known.result else f" running on {where}"
+        left = f"Left {job}{running}; to hear of it again: d attachJob --job {job}"
+        try:
+            result = await self.hear(where, job, session, offsets, session.resume is not None)
+        except PeerdError as error:
+            if error.code is not Code.LOST:
+                raise
+            # What is detached does not end with the connection.
+            session.say(left)
+            target = self._node.book.by_id(where)
+            address = target.ip_address if target else "unknown"
+            raise PeerdError(Code.CONNECT_FAILED, error.lines, peer=where, address=address) from None
         if result is None:
-            running = "" if known.result else f" running on {where}"
-            session.say(f"Left {job}{running}; to hear of it again: d attachJob --job {job}")
+            session.say(left)
             return Answer(record=record(known), status=EXIT_CANCELLED)
         if result.dropped:
             session.say(f"{result.dropped} bytes of output were not kept: there was no room (job-output-limit)")

@@ -623,6 +623,24 @@ def test_output_for_which_there_was_no_room_is_told_of(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_a_job_whose_connection_is_lost_is_not_told_as_stopped(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with machine(tmp_path, reattach_timeout=0.05) as here:
+            attaching = here.call("attachJob", job=EXEC_ID, peer="laptop")
+            (wire,) = await here.asked("getJob")
+            tell(wire, JOB)
+            await wire.expect("attachJob")
+            here.node.pool._connect = FakePeers().connect
+            wire.reset()
+            with pytest.raises(PeerdError, match=r"Failed to connect to peer: laptop \(127\.0\.0\.4\)"):
+                await attaching
+            assert (
+                here.said[-1] == f"Left {EXEC_ID} running on laptop; to hear of it again: d attachJob --job {EXEC_ID}"
+            )
+
+    asyncio.run(main())
+
+
 # --- waiting and cancelling
 
 
