@@ -170,7 +170,7 @@ KINDS: Mapping[Code, Kind] = {
         ("Its output goes to who started it. How it is: d getJob --job {exec_id}",),
     ),
     Code.NOT_WAITED: Kind(
-        "Stopped waiting for {exec_id}", ("It goes on: d getJob --job {exec_id}",), Outcome.CANCELLED, EXIT_CANCELLED
+        "Stopped waiting for {exec_id}", ("{reason}: d getJob --job {exec_id}",), Outcome.CANCELLED, EXIT_CANCELLED
     ),
     Code.OUTPUT_GONE: Kind(
         "Output is not kept any more: {exec_id}",

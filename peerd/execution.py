@@ -143,9 +143,7 @@ class Execution:
         if request.detach and (not result.error or (resume and result.error.code is Code.DUPLICATE)):
             return job
         job = replace(job, result=result)
-        if result.left_behind:
-            count = f"{result.left_behind} background process{'es' if result.left_behind > 1 else ''}"
-            session.say(f"Stopped {count} that the command left running on {peer_id}")
+        tell_left_behind(session, peer_id, result)
         turns.do_after(turns.ANSWER, lambda: self._record_answered(peer_id, job, result))
         return job
 
@@ -220,6 +218,13 @@ class Execution:
 def new_exec_id() -> str:
     """A fresh id for a command: 64 random bits, so that no two callers need to agree."""
     return secrets.token_hex(8)
+
+
+def tell_left_behind(session: Session, peer_id: str, result: ExecResult) -> None:
+    """Say what was stopped after the command itself had ended."""
+    if result.left_behind:
+        count = f"{result.left_behind} background process{'es' if result.left_behind > 1 else ''}"
+        session.say(f"Stopped {count} that the command left running on {peer_id}")
 
 
 def answer_of(job: Job) -> Answer:

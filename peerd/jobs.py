@@ -15,7 +15,7 @@ from peerd.answer import Answer
 from peerd.config import Config
 from peerd.connection import Connection
 from peerd.errors import EXIT_CANCELLED, Code, PeerdError
-from peerd.execution import Execution
+from peerd.execution import Execution, tell_left_behind
 from peerd.executor import Executor
 from peerd.history import Entry, History
 from peerd.job import Job
@@ -116,7 +116,9 @@ class Jobs:
             session.say(left)
             return Answer(record=record(known), status=EXIT_CANCELLED)
         if result.dropped:
-            session.say(f"{result.dropped} bytes of output were not kept: there was no room (job-output-limit)")
+            why = "there was no room (job-output-limit or total-output-limit there, or its disk)"
+            session.say(f"{result.dropped} bytes of output were not kept on {where}: {why}")
+        tell_left_behind(session, where, result)
         return Answer(error=result.error, status=result.exit_status, record=record(replace(known, result=result)))
 
     async def hear(
@@ -234,7 +236,8 @@ class Jobs:
         """
         answer = await unless_cancelled(session, self._reach(session, job, peer, type_))
         if answer is None:
-            raise PeerdError(Code.NOT_WAITED, exec_id=job)
+            state = "Whether it was stopped" if type_ == "cancelJob" else "It goes on"
+            raise PeerdError(Code.NOT_WAITED, exec_id=job, reason=state)
         where, told = answer
         self._learn(where, job, told.result)
         return where, told

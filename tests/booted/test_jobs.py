@@ -51,6 +51,13 @@ def test_a_peer_that_hangs_is_not_said_to_have_no_such_job(desktop: Machine, vps
     vps.wait_until(f"d cancelJob --job {job}")
 
 
+def test_who_attaches_hears_of_what_was_left_behind(desktop: Machine) -> None:
+    job = detach(desktop, "sleep 1234 >/dev/null 2>&1 & echo end")
+    heard = desktop.run(f"d attachJob --job {job}")
+    assert heard.stdout == b"end\n"
+    assert heard.stderr == b"Stopped 1 background process that the command left running on vps\n"
+
+
 @pytest.mark.parametrize("peer", ["vps", "desktop"])
 def test_a_job_is_found_by_its_id_from_everywhere(desktop: Machine, laptop: Machine, vps: Machine, peer: str) -> None:
     job = detach(desktop, SPEAK, peer=peer)

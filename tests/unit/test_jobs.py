@@ -618,7 +618,18 @@ def test_output_for_which_there_was_no_room_is_told_of(tmp_path: Path) -> None:
             await here.runs("head -c 15 /dev/zero", detach=True)
             assert (await here.call("attachJob", job=EXEC_ID)).status == 0
             assert here.heard.streams["stdout"] == bytes(10)
-            assert here.said == ["5 bytes of output were not kept: there was no room (job-output-limit)"]
+            why = "there was no room (job-output-limit or total-output-limit there, or its disk)"
+            assert here.said == [f"5 bytes of output were not kept on vps: {why}"]
+
+    asyncio.run(main())
+
+
+def test_processes_that_a_job_left_behind_are_told_of(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with machine(tmp_path) as here:
+            await here.runs("sleep 1000 >/dev/null 2>&1 & exit 4", detach=True)
+            assert (await here.call("attachJob", job=EXEC_ID)).status == 4
+            assert here.said == ["Stopped 1 background process that the command left running on vps"]
 
     asyncio.run(main())
 
@@ -725,6 +736,19 @@ def test_ctrl_c_ends_the_wait_and_not_the_job(tmp_path: Path, where: str, how: s
                 await wire.end()
             assert here.executor.running == 1
             await here.executor.cancel(EXEC_ID)
+
+    asyncio.run(main())
+
+
+def test_ctrl_c_in_a_cancel_does_not_say_that_the_job_goes_on(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with machine(tmp_path) as here:
+            cancelling = here.call("cancelJob", job=EXEC_ID, peer="laptop")
+            await here.asked("cancelJob")
+            here.cancel.set()
+            with pytest.raises(PeerdError) as caught:
+                await cancelling
+            assert caught.value.hints == [f"Whether it was stopped: d getJob --job {EXEC_ID}"]
 
     asyncio.run(main())
 
