@@ -25,6 +25,7 @@ UNITS = "peerd.socket peerd-tcp.socket peerd.service"
 EXPECTED = re.compile(
     r"Lost leader |Connection from \S+ refused: |Registration of \S+ from \S+ refused: "
     r"|10\.0\.0\.\d+: (Malformed message|No common protocol version|Too busy|Permission denied)"
+    r"|\d+ more (requests|connections and registrations) of \S+ were refused$"
     r"|Leader \S+ refuses: |\S+ must not run |\w+Peer \S+ denied to |\w*[Aa]pp\w* .+ (denied to|for) \S+: "
     r"|/var/lib/peerd/(peerd|jobs)\.db (cannot be (used|written)|was restored)|The history (does not have|cannot be) "
     r"|Internal error: cannot use the database \S+: \[Errno 5\] on purpose"

@@ -36,7 +36,7 @@ try:
     connection.sendall(sys.stdin.buffer.read())
     if "open" not in sys.argv:
         connection.shutdown(socket.SHUT_WR)
-except ConnectionError as error:
+except OSError as error:
     print(type(error).__name__)
 try:
     while data := connection.recv(65536):
