@@ -17,7 +17,8 @@ import click
 
 from peerd.commands import BY_NAME, COMMANDS, Command, Option
 from peerd.errors import EXIT_FAILURE, EXIT_USAGE, Code
-from peerd.render import complete_record, event_line, no_result
+from peerd.jsonrecord import complete_record, event_line
+from peerd.render import no_result
 
 PROG = "d"
 COMPLETE = "--complete"
@@ -202,10 +203,10 @@ def without_daemon(argv: Sequence[str], path: str, error: OSError) -> Reply:
 
 def _complain(*lines: str, code: Code, asked: Invocation) -> Reply:
     """Why there is nobody to do what was asked; also as a record where that was to be printed."""
-    told, nothing = "", bytearray()
+    told = ""
     if asked.json and BY_NAME[asked.command].record:
         record = no_result(code.value, lines)
-        told = event_line("result", record) if asked.stream else complete_record(record, nothing, nothing)
+        told = event_line("result", record) if asked.stream else complete_record(record)
     return Reply(told, "\n  ".join(lines) + "\n", EXIT_FAILURE)
 
 

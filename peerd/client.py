@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     import signal
     from typing import Any
 
+    from peerd.cli import Reply
+    from peerd.clientpipes import Output
     from peerd.clientstdin import Stdin
+    from peerd.jsonrecord import Printer
 else:
     import _signal as signal
 
@@ -63,7 +66,9 @@ def main() -> int:
             except OSError as error:
                 if call.broken:
                     raise _Gone from None
-                return _without_daemon(arguments, path, error)
+                from peerd import cli
+
+                return call.reply(cli.without_daemon(arguments, path.decode("utf-8", "replace"), error))
             try:
                 return call.converse()
             except (_Gone, ConnectionError):
@@ -107,10 +112,9 @@ class _Call:
         self._step = 1
         self._offsets = dict.fromkeys(_STREAMS, 0)
         self._confirmed = 0
-        self._opened: dict[str, int] = {}
-        self._watched = -1
-        self._events = self._started = False
-        self._collected: dict[str, bytearray] | None = None
+        self._outputs: dict[str, Output] = {}
+        self._watched: list[int] = []
+        self._printer: Printer | None = None
         self._stdin: Stdin | None = None
         self._window = 0
         self._all_said = False
@@ -127,11 +131,23 @@ class _Call:
     def fail(self, sentence: str, hint: str) -> int:
         """Say why there is no result, also in the record where one was to be printed; the exit status."""
         _complain(sentence, hint)
-        if self._collected is not None:
-            from peerd.render import no_result
+        self._all_said = True
+        try:
+            self._flush()
+            if self._printer:
+                from peerd.render import no_result
 
-            self._print_record(no_result("lost", (sentence, hint), self._exec_id))
+                self._write("stdout", self._printer.result(no_result("lost", (sentence, hint), self._exec_id)).encode())
+        except _Unusable:
+            pass  # The exit status still says it.
         return EXIT_FAILURE
+
+    def reply(self, reply: "Reply") -> int:
+        """Print what was found without a daemon's help; the exit status."""
+        self._all_said = True
+        for stream, text in (("stdout", reply.stdout), ("stderr", reply.stderr)):
+            self._write(stream, text.encode("utf-8", "backslashreplace"))
+        return reply.status
 
     def converse(self) -> int:
         """Ask, and do what the daemon says until it says the exit status."""
@@ -161,7 +177,7 @@ class _Call:
                 pass
             frame = quickjson.loads(self._line().decode())
             size = frame.get("size", 0)
-            if frame["type"] == "output" and "by" not in frame and self._collected is None:
+            if frame["type"] == "output" and "by" not in frame and self._printer is None:
                 self._pass_on(frame["stream"], size)
                 continue
             status = self._take(frame, self._exactly(size))
@@ -179,15 +195,18 @@ class _Call:
             if frame.get("execId", "") != self._exec_id:
                 self._exec_id, self._step = frame["execId"], frame["step"]
                 self._offsets, self._confirmed = dict.fromkeys(_STREAMS, 0), 0
+            self._flush()
         elif kind == "output":
             if "by" in frame:
-                _write(_STREAMS[frame["stream"]], data)
-            else:
-                self._keep(frame["stream"], data)
+                self._write(frame["stream"], data)
+            elif self._printer:
+                # Once it is counted it does not come again: what is not written yet is kept.
+                self._offsets[frame["stream"]] += len(data)
+                self._write("stdout", self._printer.output(frame["stream"], data).encode())
+                self._confirm()
         elif kind == "started":
-            if self._events and not self._started:
-                self._print_event("started", {})
-            self._started = True
+            if self._printer:
+                self._write("stdout", self._printer.started().encode())
         elif kind == "stdinWindow":
             if self._stdin is None:
                 from peerd.clientstdin import Stdin
@@ -195,13 +214,19 @@ class _Call:
                 self._stdin = Stdin(_CHUNK)
             self._stdin.grant(frame, self._window)
         elif kind == "collect":
-            self._events = frame["events"]
-            self._collected = self._collected or {stream: bytearray() for stream in _STREAMS}
+            if self._printer is None:
+                from peerd.jsonrecord import Printer
+
+                self._printer = Printer(frame["events"])
         elif kind == "exit":
-            if self._collected is not None:
-                self._print_record(frame["record"])
+            self._all_said = True
+            self._flush()
+            if self._printer:
+                self._write("stdout", self._printer.result(frame["record"]).encode())
             return int(frame["status"])
         elif kind == "error":
+            self._all_said = True
+            self._flush()
             _complain(frame["message"])
             return EXIT_FAILURE
         return None
@@ -212,30 +237,49 @@ class _Call:
             most = min(size, len(self._buffer) or _CHUNK)
             data = self._exactly(most) if self._buffer else self._receive(most)
             size -= len(data)
-            self._write_output(stream, data, size)
+            view = memoryview(data)
+            while view:
+                written = self._write_some(self._output(stream), view, size)
+                self._offsets[stream] += written
+                view = view[written:]
         self._confirm()
 
-    def _write_output(self, stream: str, data: bytes, unread: int) -> None:
-        """Write output of the command.
+    def _write(self, stream: str, data: bytes) -> None:
+        """Write what does not come again: where the daemon goes meanwhile, the rest is kept."""
+        if data:
+            output = self._output(stream)
+            output.kept = memoryview(bytes(output.kept) + data)
+            self._flush()
+
+    def _flush(self) -> None:
+        for output in self._outputs.values():
+            while output.kept:
+                output.kept = output.kept[self._write_some(output, output.kept) :]
+
+    def _output(self, stream: str) -> "Output":
+        if stream not in self._outputs:
+            from peerd.clientpipes import Output
+
+            output = self._outputs[stream] = Output(_STREAMS[stream])
+            if output.watched:
+                self._watched.append(output.fd)
+        return self._outputs[stream]
+
+    def _write_some(self, output: "Output", data: memoryview, unread: int = 0) -> int:
+        """Write what there is room for.
 
         Who sat in write(2) while its reader pauses would not notice that peerd is restarted, and come back too late.
 
         :param unread: bytes of the same message that are still to come
         :raises _Gone: when the daemon goes meanwhile, before it has said all
         """
-        if stream not in self._opened:
-            from peerd.clientpipes import open_again
-
-            self._opened[stream], is_pipe = open_again(_STREAMS[stream])
-            if is_pipe and stream == "stdout":
-                self._watched = self._opened[stream]
-        fd, view = self._opened[stream], memoryview(data)
-        while view:
-            written = _write_some(fd, view, None if self._all_said else self.connection)
-            if not written:
-                self._hear_out(unread)
-            self._offsets[stream] += written
-            view = view[written:]
+        try:
+            written = output.write(data, None if self._all_said else self.connection)
+        except OSError as error:
+            raise _Unusable(f"Cannot write output: {error}") from error
+        if not written:
+            self._hear_out(unread)
+        return written
 
     def _hear_out(self, unread: int) -> None:
         """Take the last words of a daemon that went.
@@ -255,36 +299,11 @@ class _Call:
             unread = end + 1 + frame.get("size", 0)
         raise _Gone
 
-    def _keep(self, stream: str, data: bytes) -> None:
-        """Keep output for the record, or tell of it as an event."""
-        if self._events:
-            from peerd.render import encoded
-
-            self._print_event("output", {"stream": stream, **encoded(data)})
-        elif self._collected is not None:
-            self._collected[stream] += data
-        self._offsets[stream] += len(data)
-        self._confirm()
-
     def _confirm(self) -> None:
         """Say from time to time what has been written or kept."""
         if sum(self._offsets.values()) - self._confirmed >= _CHUNK and not self._all_said:
             self._confirmed = sum(self._offsets.values())
             self._send({"type": "ack", "execId": self._exec_id, **self._offsets})
-
-    def _print_record(self, record: "dict[str, Any]") -> None:
-        assert self._collected is not None
-        if self._events:
-            self._print_event("result", record)
-        else:
-            from peerd.render import complete_record
-
-            _write(1, complete_record(record, **self._collected).encode())
-
-    def _print_event(self, event: str, fields: "dict[str, Any]") -> None:
-        from peerd.render import event_line
-
-        _write(1, event_line(event, fields).encode())
 
     def _cancel(self, _number: int, _frame: object) -> None:
         if not self._cancellable:
@@ -333,7 +352,7 @@ class _Call:
         return ready
 
     def _receive(self, most: int) -> bytes:
-        if self._watched >= 0:
+        if self._watched:
             self._wait_for()
         if data := self.connection.recv(most):
             return data
@@ -355,41 +374,8 @@ class _Call:
         return data
 
 
-def _write(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[_write_some(fd, view) :]
-
-
-def _write_some(fd: int, data: memoryview, connection: socket | None = None) -> int:
-    """Write what there is room for, once there is some; how much, 0 where a connection came to its end before."""
-    while True:
-        try:
-            return posix.write(fd, data)
-        except BlockingIOError:
-            import select
-
-            poll = select.poll()
-            poll.register(fd, select.POLLOUT)
-            if connection:
-                poll.register(connection, 0)
-            if all(ready != fd for ready, _ in poll.poll()):
-                return 0
-        except OSError as error:
-            raise _Unusable(f"Cannot write output: {error}") from error
-
-
 def _complain(*lines: str) -> None:
     try:
         posix.write(2, ("\n  ".join(lines) + "\n").encode("utf-8", "backslashreplace"))
     except OSError:
         pass  # The exit status still says it.
-
-
-def _without_daemon(arguments: list[str], path: bytes, error: OSError) -> int:
-    from peerd import cli
-
-    reply = cli.without_daemon(arguments, path.decode("utf-8", "replace"), error)
-    for fd, text in ((1, reply.stdout), (2, reply.stderr)):
-        _write(fd, text.encode("utf-8", "backslashreplace"))
-    return reply.status

@@ -3,9 +3,10 @@
 import fcntl
 import posix
 import select
+from _socket import MSG_DONTWAIT, socket
 
 # inode(7), as of the module stat, which takes longer to load than to copy.
-_S_IFMT, _S_IFIFO, _S_IFCHR = 0o170000, 0o010000, 0o020000
+_S_IFMT, _S_IFIFO, _S_IFCHR, _S_IFSOCK = 0o170000, 0o010000, 0o020000, 0o140000
 _LAST_WORDS = 1000
 """Milliseconds for a command to end by itself whose reader has gone: one that wanted no more than it got."""
 
@@ -22,38 +23,64 @@ def widen(fd: int, size: int) -> None:
         pass
 
 
-def open_again(fd: int) -> tuple[int, bool]:
-    """A pipe or terminal, opened once more for this process alone (proc_pid_fd(5)), so that writing to it never waits.
+class Output:
+    """A standard stream, written to without waiting for its reader where that can be done.
 
-    :returns: the new descriptor, or where that cannot be done, and for a file, which has its offset, the same; and
-        whether it is a pipe, of which it can be told when nobody is left to read it (POLLERR of poll(2))
+    A pipe or terminal is opened once more for this process alone (proc_pid_fd(5)), a file, which has its offset, not.
+
+    :ivar fd: what is written to
+    :ivar watched: whether it is a pipe or socket, of which it can be told when nobody is left to read it (poll(2))
+    :ivar kept: what has been taken and must be written before anything else
     """
-    try:
-        kind = posix.fstat(fd).st_mode & _S_IFMT
-        if kind in (_S_IFIFO, _S_IFCHR):
-            again = posix.open(f"/proc/self/fd/{fd}", posix.O_WRONLY | posix.O_NONBLOCK | posix.O_NOCTTY)
-            return again, kind == _S_IFIFO
-    except OSError:
-        pass
-    return fd, False
+
+    def __init__(self, fd: int) -> None:
+        self.fd, self.kept = fd, memoryview(b"")
+        self._socket: socket | None = None
+        kind = 0
+        try:
+            kind = posix.fstat(fd).st_mode & _S_IFMT
+            if kind in (_S_IFIFO, _S_IFCHR):
+                self.fd = posix.open(f"/proc/self/fd/{fd}", posix.O_WRONLY | posix.O_NONBLOCK | posix.O_NOCTTY)
+            elif kind == _S_IFSOCK:
+                self._socket = socket(fileno=posix.dup(fd))
+        except OSError:
+            pass
+        self.watched = kind in (_S_IFIFO, _S_IFSOCK)
+
+    def write(self, data: memoryview, connection: socket | None) -> int:
+        """Write what there is room for, once there is some.
+
+        :returns: how much, 0 where the connection came to its end before
+        """
+        while True:
+            try:
+                return self._socket.send(data, MSG_DONTWAIT) if self._socket else posix.write(self.fd, data)
+            except BlockingIOError:
+                poll = select.poll()
+                poll.register(self.fd, select.POLLOUT)
+                if connection:
+                    poll.register(connection, 0)
+                if all(ready != self.fd for ready, _ in poll.poll()):
+                    return 0
 
 
-def wait(fds: "Sequence[int]", watched: int, limit: float | None) -> list[int]:
-    """Wait until something can be read; from which descriptors, none where the reader of a pipe has gone meanwhile.
+def wait(fds: "Sequence[int]", watched: "Sequence[int]", limit: float | None) -> list[int]:
+    """Wait until something can be read; from which descriptors, none where a reader has gone meanwhile.
 
-    :param watched: our end of that pipe, or -1
+    :param watched: our ends of what is read by others
     :param limit: seconds
     :raises TimeoutError: when nothing could be read by then
     """
     poll = select.poll()
     for fd in fds:
         poll.register(fd, select.POLLIN)
-    if watched >= 0:
-        poll.register(watched, 0)
+    for fd in watched:
+        poll.register(fd, 0)
     ready = [fd for fd, _ in poll.poll(limit and limit * 1000)]
     if not ready:
         raise TimeoutError
-    if ready == [watched]:
-        poll.unregister(watched)
+    if all(fd in watched for fd in ready):
+        for fd in watched:
+            poll.unregister(fd)
         ready = [fd for fd, _ in poll.poll(_LAST_WORDS)]
     return ready

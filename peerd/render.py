@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import syslog
 import time
@@ -63,27 +62,6 @@ def _log_line(row: Mapping[str, Any], color: bool) -> str:
     if color and row["priority"] <= syslog.LOG_WARNING:
         message = f"{_RED if row['priority'] <= syslog.LOG_ERR else _YELLOW}{message}{_PLAIN}"
     return f"{printable(row['time'])} {message}\n"
-
-
-def event_line(event: str, fields: Mapping[str, object]) -> str:
-    """One event of ``--json --stream``: a JSON object on a line."""
-    return json.dumps({"event": event, **fields}, separators=(",", ":")) + "\n"
-
-
-def encoded(data: bytes) -> dict[str, str]:
-    """Output for JSON: ``data`` as text with ``encoding`` "utf-8", or in base64 where it is no UTF-8."""
-    try:
-        return {"data": data.decode("utf-8"), "encoding": "utf-8"}
-    except UnicodeDecodeError:
-        return {"data": base64.b64encode(data).decode("ascii"), "encoding": "base64"}
-
-
-def complete_record(record: dict[str, object], stdout: bytearray, stderr: bytearray) -> str:
-    """The record of a command with its output in it, as JSON."""
-    for stream, data in (("stdout", stdout), ("stderr", stderr)):
-        text = encoded(bytes(data))
-        record |= {stream: text["data"], f"{stream}_encoding": text["encoding"], f"{stream}_bytes": len(data)}
-    return json.dumps(record, indent=2) + "\n"
 
 
 def no_result(code: str, lines: Sequence[str], exec_id: str = "") -> dict[str, object]:

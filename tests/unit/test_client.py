@@ -529,6 +529,64 @@ def test_whose_reader_pauses_comes_back_to_a_daemon_that_was_restarted(tmp_path:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("all_said", [False, True])
+def test_events_are_whole_also_where_peerd_was_restarted_while_their_reader_paused(
+    tmp_path: Path, all_said: bool
+) -> None:
+    # More than a pipe holds, and no more than the socket.
+    output = os.urandom(MAX_OUTPUT // 4).hex().encode()
+
+    async def main() -> None:
+        with pipe() as (read, write):
+            async with called(tmp_path, "execOnPeer", "--json", "--stream", stdout=write) as client:
+                os.close(write)
+                network.make_room(client.wire.link.socket, 2 * MAX_OUTPUT)
+                client.wire.link.post("collect", {"events": True})
+                begin(client)
+                for start in range(0, len(output), 50_000):
+                    client.wire.link.post("output", {"stream": "stdout"}, output[start : start + 50_000])
+                if all_said:
+                    client.wire.link.post("exit", {"status": 3, "record": RECORD})
+                    client.wire.link.close()
+                    await client.wire.link.finish()
+                else:
+                    resume = (await client.again()).fields["resume"]
+                    assert isinstance(resume, dict)
+                    client.wire.link.post("collect", {"events": True})
+                    begin(client)
+                    client.wire.link.post("output", {"stream": "stdout"}, output[resume["stdout"] :])
+                    client.wire.link.post("exit", {"status": 3, "record": RECORD})
+                with os.fdopen(os.dup(read), "rb") as reader:
+                    lines = (await asyncio.to_thread(reader.read)).splitlines()
+                first, *events, last = map(json.loads, lines)
+                assert (first["event"], last) == ("started", {"event": "result", **RECORD})
+                assert "".join(event["data"] for event in events).encode() == output
+                assert (await client.ended())[0] == 3
+
+    asyncio.run(main())
+
+
+def test_what_is_kept_of_an_event_is_written_once_a_daemon_is_back(tmp_path: Path) -> None:
+    async def main() -> None:
+        with pipe() as (read, write):
+            async with called(tmp_path, "execOnPeer", "--json", "--stream", stdout=write) as client:
+                os.close(write)
+                client.wire.link.post("collect", {"events": True})
+                begin(client)
+                await client.wire.link.send("output", {"stream": "stdout"}, b"x" * 100_000)
+                resume = (await client.again()).fields["resume"]
+                assert resume == {"execId": EXEC_ID, "step": 1, "stdout": 100_000, "stderr": 0}
+                begin(client)
+                with os.fdopen(os.dup(read), "rb") as reader:
+                    # No other event has to come first.
+                    _, event = [await asyncio.to_thread(reader.readline) for _ in range(2)]
+                    assert json.loads(event)["data"] == "x" * 100_000
+                client.wire.link.post("exit", {"status": 3, "record": RECORD})
+                assert (await client.ended())[0] == 3
+
+    asyncio.run(main())
+
+
 def test_a_disk_that_is_full_is_said_to_be(tmp_path: Path) -> None:
     full = os.open("/dev/full", os.O_WRONLY)
 
@@ -679,6 +737,50 @@ def test_a_reader_that_wanted_no_more_than_it_got_is_no_matter(tmp_path: Path, o
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("kind", ["event", "stderr", "by peerd", "socket"])
+def test_a_reader_that_has_gone_is_noticed_whatever_was_written(tmp_path: Path, kind: str) -> None:
+    async def main() -> None:
+        read, write = (end.detach() for end in socket.socketpair()) if kind == "socket" else os.pipe()
+        through = through_shell("exec 2>&1") if kind == "stderr" else ()
+        async with called(tmp_path, "execOnPeer", stdout=write, through=through) as client:
+            os.close(write)
+            begin(client)
+            if kind == "event":
+                client.wire.link.post("collect", {"events": True})
+            stream, by = "stderr" if kind == "stderr" else "stdout", {"by": "peerd"} if kind == "by peerd" else {}
+            client.wire.link.post("output", {"stream": stream, **by}, b"one\n")
+            await readable(read)
+            os.close(read)
+            assert (await client.ended())[0] == 128 + signal.SIGPIPE
+            assert await client.wire.link.receive() is None
+
+    asyncio.run(main())
+
+
+def test_a_socket_whose_reader_pauses_does_not_keep_it_from_its_daemon(tmp_path: Path) -> None:
+    output = os.urandom(MAX_OUTPUT)
+
+    async def main() -> None:
+        ours, theirs = socket.socketpair()
+        with ours:
+            async with called(tmp_path, "execOnPeer", stdout=theirs.fileno()) as client:
+                theirs.close()
+                begin(client)
+                sending = asyncio.create_task(client.wire.link.send("output", {"stream": "stdout"}, output))
+                await readable(ours.fileno())
+                await sending
+                resume = (await client.again()).fields["resume"]
+                assert isinstance(resume, dict)
+                begin(client)
+                client.wire.link.post("output", {"stream": "stdout"}, output[resume["stdout"] :])
+                client.wire.link.post("exit", {"status": 3})
+                with ours.makefile("rb") as reader:
+                    assert await asyncio.to_thread(reader.read) == output
+                assert (await client.ended())[0] == 3
+
+    asyncio.run(main())
+
+
 def test_input_that_cannot_be_read_is_said(tmp_path: Path) -> None:
     async def main() -> None:
         closed = os.open("/dev/null", os.O_WRONLY)
@@ -729,6 +831,21 @@ def test_a_record_is_printed_also_where_there_is_no_daemon(tmp_path: Path, more:
     assert record["error"]["message"] == err.decode().splitlines()[0]
 
 
+def test_a_reader_that_has_gone_as_well_as_the_daemon_makes_no_traceback(tmp_path: Path) -> None:
+    async def main() -> None:
+        with pipe() as (read, write):
+            async with called(tmp_path, "execOnPeer", "--json", stdout=write) as client:
+                os.close(write)
+                os.close(read)
+                client.wire.link.post("collect", {"events": False})
+                client.wire.link.post("running", {"execId": "", "step": 1})
+                client.wire.link.close()
+                status, _, err = await client.ended()
+                assert (status, len(err.splitlines())) == (255, 2)
+
+    asyncio.run(main())
+
+
 def test_help_needs_no_daemon(tmp_path: Path) -> None:
     status, out, err = asyncio.run(without_daemon(tmp_path / "none", "help"))
     assert (status, err) == (0, b"")
@@ -747,8 +864,6 @@ def nobody(path: Path) -> None:
 
 def stale(path: Path) -> None:
     """A socket that nobody listens to."""
-    import socket
-
     with socket.socket(socket.AF_UNIX) as old:
         old.bind(str(path))
 
