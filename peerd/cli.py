@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from peerd.commands import BY_NAME, COMMANDS, Command, Option
-from peerd.errors import EXIT_FAILURE, EXIT_USAGE, Code
+from peerd.errors import EXIT_USAGE, KINDS, Code
 from peerd.jsonrecord import complete_record, event_line
 from peerd.render import no_result
 
@@ -201,13 +201,30 @@ def without_daemon(argv: Sequence[str], path: str, error: OSError) -> Reply:
     )
 
 
+def too_long(argv: Sequence[str], size: int, limit: int) -> Reply:
+    """What is wrong with arguments that are too long for a request, as they are or together.
+
+    :param size: bytes that the request would have
+    :param limit: bytes that it may have
+    """
+    parsed = parse(argv)
+    if isinstance(parsed, Reply):
+        return parsed
+    return _complain(
+        f"Arguments and variables are too long: {size} bytes, at most {limit}",
+        "What is longer can go through standard input: --stdin",
+        code=Code.USAGE,
+        asked=parsed,
+    )
+
+
 def _complain(*lines: str, code: Code, asked: Invocation) -> Reply:
     """Why there is nobody to do what was asked; also as a record where that was to be printed."""
     told = ""
     if asked.json and BY_NAME[asked.command].record:
         record = no_result(code.value, lines)
         told = event_line("result", record) if asked.stream else complete_record(record)
-    return Reply(told, "\n  ".join(lines) + "\n", EXIT_FAILURE)
+    return Reply(told, "\n  ".join(lines) + "\n", KINDS[code].exit_status)
 
 
 def complete(words: Sequence[str], known: Callable[[str], Iterable[str]]) -> list[str]:

@@ -33,6 +33,8 @@ _ATTEMPTS = 5
 """Connections that are tried one after another; each of them waits until the daemon runs."""
 _CHUNK = 512 * 1024
 _LINE = 4096
+_LONGEST = 1024 * 1024 - 4096
+"""Bytes of a request: what a header may have (MAX_HEADER), less room for what else the request to the peer has."""
 _WINDOWS = {2: 1024 * 1024, 3: 4 * 1024 * 1024}
 """Bytes of standard input that may be under way, and that are held to be sent again, by the version of the protocol."""
 _GREETING_LIMIT, _RETURN_LIMIT = 20.0, 240.0
@@ -171,7 +173,12 @@ class _Call:
         # The socket is systemd's and takes connections for a daemon that cannot start, too.
         connection.settimeout(_RETURN_LIMIT if self._exec_id else _GREETING_LIMIT)
         hello = {"type": "hello", "protocol": OLDEST_PROTOCOL, "newest": PROTOCOL, "version": "d"}
-        connection.sendall(f"{quickjson.dumps(hello)}\n{quickjson.dumps(invoke)}\n".encode())
+        request = f"{quickjson.dumps(hello)}\n{quickjson.dumps(invoke)}\n".encode("utf-8", "backslashreplace")
+        if len(request) > _LONGEST and not self._exec_id:
+            from peerd import cli
+
+            return self.reply(cli.too_long(self._arguments, len(request), _LONGEST))
+        connection.sendall(request)
         while True:
             while not self._buffer and self._send_stdin():
                 pass

@@ -70,7 +70,9 @@ def encode_header(type_: str, fields: Mapping[str, object] | None = None, size: 
     header: dict[str, object] = {"type": type_, **(fields or {})}
     if size:
         header["size"] = size
-    line = json.dumps(header, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
+    text = json.dumps(header, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+    # UTF-8 has no lone surrogates; they stay escaped, as JSON may have them.
+    line = text.encode("utf-8", "backslashreplace") + b"\n"
     if len(line) > MAX_HEADER:
         _refuse(f"header of {len(line)} bytes, at most {MAX_HEADER}")
     if size > MAX_PAYLOAD:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 try:
-    from _json import encode_basestring_ascii, make_encoder, make_scanner
+    from _json import encode_basestring, make_encoder, make_scanner
 
     class _Context:
         """The settings of a decoder, as json.decoder.JSONDecoder has them by default."""
@@ -20,17 +20,22 @@ try:
         parse_int = int
 
     _scan = make_scanner(_Context())  # type: ignore[arg-type]
-    _encode = make_encoder(None, repr, encode_basestring_ascii, None, ":", ",", False, False, False)
+    _encode = make_encoder(None, repr, encode_basestring, None, ":", ",", False, False, False)
 
     def loads(text: str) -> "Any":
         """The value that a text is, which starts with it."""
         return _scan(text, 0)[0]
 
     def dumps(value: object) -> str:
-        """A value, of what JSON has, as a text of ASCII characters."""
+        """A value, of what JSON has, as a text; no character is escaped that need not be."""
         return "".join(_encode(value, 0))
 
 except (ImportError, AttributeError, TypeError):
-    from json import dumps, loads  # type: ignore[assignment]
+    from functools import partial
+    from json import dumps as _dumps
+    from json import loads  # type: ignore[assignment]
+
+    dumps = partial(_dumps, ensure_ascii=False)
+
 
 __all__ = ["dumps", "loads"]

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import pty
+import re
 import signal
 import socket
 import sys
@@ -143,6 +144,42 @@ def test_the_arguments_go_to_the_daemon_as_they_are(tmp_path: Path) -> None:
             assert client.invoke.fields["terminal"] is False
             client.wire.link.post("exit", {"status": 0})
             assert await client.ended() == (0, b"", b"")
+
+    asyncio.run(main())
+
+
+def test_arguments_take_no_more_room_than_they_need(tmp_path: Path) -> None:
+    async def main() -> None:
+        argv = ["execOnPeer", *["é" * 60_000 + os.fsdecode(b"\xff")] * 7]
+        async with called(tmp_path, *argv) as client:
+            assert client.invoke.fields["argv"] == argv
+            client.wire.link.post("exit", {"status": 0})
+            assert await client.ended() == (0, b"", b"")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("more", [(), ("--json",), ("--json", "--stream")], ids=len)
+def test_arguments_that_are_too_long_together_are_said_to_be(tmp_path: Path, more: Sequence[str]) -> None:
+    variables = [f"--env=V{number}={'x' * 75_000}" for number in range(20)]
+
+    async def accept(link: Connection) -> None:
+        assert await link.receive() is None
+        link.close()
+
+    async def main() -> None:
+        async with unix_server(accept, tmp_path / "socket") as path:
+            argv = ["execOnPeer", "--peer=vps", "--directory=/", "--shellCmd=true", *variables, *more]
+            status, out, err = await without_daemon(path, *argv)
+            sentence = err.decode().splitlines()[0]
+            assert status == 2
+            assert re.fullmatch(r"Arguments and variables are too long: 15\d{5} bytes, at most 1044480", sentence)
+            if more:
+                record = json.loads(out)
+                assert (record["outcome"], record["error"]["code"]) == ("failed", "usage")
+                assert record["error"]["message"] == sentence
+            else:
+                assert out == b""
 
     asyncio.run(main())
 

@@ -115,6 +115,10 @@ def test_text_that_is_no_unicode_survives() -> None:
     assert frames(encode("x", {"shellCmd": command}))[0].fields["shellCmd"] == command
 
 
+def test_text_takes_no_more_room_than_it_needs() -> None:
+    assert len(encode("x", {"shellCmd": "é€" * 1000})) < 5100
+
+
 def header_of(size: int) -> bytes:
     """A line of so many bytes, with its end."""
     empty = len(encode("x", {"pad": ""}))

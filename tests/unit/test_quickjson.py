@@ -20,7 +20,7 @@ VALUES = st.recursive(
 
 @given(VALUES)
 def test_values_are_as_json_has_them(value: object) -> None:
-    assert quickjson.dumps(value) == json.dumps(value, separators=(",", ":"))
+    assert quickjson.dumps(value) == json.dumps(value, separators=(",", ":"), ensure_ascii=False)
     assert quickjson.loads(json.dumps(value)) == value
 
 
