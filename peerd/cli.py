@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from peerd.commands import BY_NAME, COMMANDS, Command, Option
-from peerd.errors import EXIT_USAGE, KINDS, Code
+from peerd.errors import KINDS, Code
 from peerd.jsonrecord import complete_record, event_line
 from peerd.render import no_result
 
@@ -170,7 +170,7 @@ def parse(
         with contextlib.redirect_stdout(captured):
             outcome = _ROOT.main(args, PROG, standalone_mode=False, terminal_width=width, max_content_width=width)
     except click.UsageError as error:
-        return Reply(stderr=_explain(error, args[0]), status=EXIT_USAGE)
+        return _misused(error, args)
     if isinstance(outcome, Invocation):
         return outcome
     return Reply(captured.getvalue())
@@ -218,13 +218,13 @@ def too_long(argv: Sequence[str], size: int, limit: int) -> Reply:
     )
 
 
-def _complain(*lines: str, code: Code, asked: Invocation) -> Reply:
+def _complain(*lines: str, code: Code, asked: Invocation, prefix: str = "") -> Reply:
     """Why there is nobody to do what was asked; also as a record where that was to be printed."""
     told = ""
     if asked.json and BY_NAME[asked.command].record:
         record = no_result(code.value, lines)
         told = event_line("result", record) if asked.stream else complete_record(record)
-    return Reply(told, "\n  ".join(lines) + "\n", KINDS[code].exit_status)
+    return Reply(told, prefix + "\n  ".join(lines) + "\n", KINDS[code].exit_status)
 
 
 def complete(words: Sequence[str], known: Callable[[str], Iterable[str]]) -> list[str]:
@@ -280,7 +280,7 @@ def _apart(words: Sequence[str], options: Mapping[str, Option]) -> tuple[list[st
     return apart, prefix
 
 
-def _explain(error: click.UsageError, word: str) -> str:
+def _misused(error: click.UsageError, args: Sequence[str]) -> Reply:
     message = error.format_message()
     if isinstance(error, click.NoSuchOption) and error.option_name == "--command":
         message = "No such option: --command. The command goes into --shellCmd."
@@ -288,5 +288,20 @@ def _explain(error: click.UsageError, word: str) -> str:
         # click would list choices on lines of their own.
         message = " ".join(message.split())
     # click does not say where an option lacks its value, or has one too many.
-    path = error.ctx.command_path if error.ctx else f"{PROG} {word}" if word in BY_NAME else PROG
-    return f"{PROG}: {message}\n  Help: {path} --help\n"
+    path = error.ctx.command_path if error.ctx else f"{PROG} {args[0]}" if args[0] in BY_NAME else PROG
+    return _complain(message, f"Help: {path} --help", code=Code.USAGE, asked=_meant(args), prefix=f"{PROG}: ")
+
+
+def _meant(args: Sequence[str]) -> Invocation:
+    """What wrong arguments ask for, as far as that can be told: the command, and whether for JSON."""
+    command = BY_NAME.get(args[0], BY_NAME["help"])
+    options = _options(command)
+    words = iter(args[1:])
+    switches = set()
+    for word in words:
+        if word == "--":
+            break
+        if word in options and options[word].parse:
+            next(words, None)
+        switches.add(word)
+    return Invocation(command.name, {}, "--json" in switches, "--stream" in switches)

@@ -55,9 +55,16 @@ class Job:
         return shlex.join(self.command) if isinstance(self.command, tuple) else self.command
 
     def shortened(self, limit: int = MAX_SHOWN_COMMAND) -> Job:
-        """The same with a command of at most so many characters."""
-        line = self.line
-        return self if len(line) <= limit else replace(self, command=f"{line[: limit - 1]}…")
+        """The same with so many characters of its command at most, and with "…" where more of it was."""
+        if isinstance(self.command, str):
+            return self if len(self.command) <= limit else replace(self, command=f"{self.command[: limit - 1]}…")
+        words: list[str] = []
+        for word in self.command:
+            if len(word) > limit:
+                return replace(self, command=(*words, f"{word[: max(limit - 1, 0)]}…"))
+            words.append(word)
+            limit -= len(word) + 1
+        return self
 
     def refused(self, limit: int) -> Job:
         """The same as one that never ran here: with no output, and no longer than it has to be.

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from peerd.commands import Command
-from peerd.errors import KINDS, Code, PeerdError
+from peerd.errors import KINDS, Code, Outcome, PeerdError
 from peerd.job import Job
 from peerd.validate import printable
 
@@ -71,8 +71,26 @@ def no_result(code: str, lines: Sequence[str], exec_id: str = "") -> dict[str, o
     :param lines: what people are told: a sentence, and hints
     """
     kind = KINDS[Code(code)]
-    error = {"code": code, "message": lines[0], "hints": list(lines[1:])}
-    return {"exec_id": exec_id or None, "outcome": kind.outcome.value, "exit_status": kind.exit_status, "error": error}
+    error: dict[str, object] = {"code": code, "message": lines[0], "hints": list(lines[1:])}
+    return _without_end(kind.outcome, kind.exit_status, error, exec_id)
+
+
+def failure(error: PeerdError, status: int) -> dict[str, object]:
+    """The record of a command that was not even asked for.
+
+    :param status: the exit status of ``d``
+    """
+    return _without_end(error.kind.outcome, status, error_fields(error))
+
+
+def _without_end(outcome: Outcome, status: int, error: dict[str, object], exec_id: str = "") -> dict[str, object]:
+    return {
+        "schema": RECORD_SCHEMA,
+        "exec_id": exec_id or None,
+        "outcome": outcome.value,
+        "exit_status": status,
+        "error": error,
+    }
 
 
 def record(job: Job) -> dict[str, object]:

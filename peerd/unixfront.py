@@ -17,10 +17,11 @@ from peerd.connection import Connection
 from peerd.errors import EXIT_CANCELLED, Code, PeerdError
 from peerd.fronts import LATE, Conversation, FrameSink, Front
 from peerd.journal import Event, log
+from peerd.jsonrecord import event_line
 from peerd.messages import take, take_optional
 from peerd.node import Node
 from peerd.protocol import Frame
-from peerd.render import error_fields, render, render_more
+from peerd.render import failure, render, render_more
 from peerd.service import Service
 from peerd.session import Caller, ConfirmingSink, Hearing, Resume, Session
 
@@ -91,10 +92,12 @@ class UnixFront(Front):
                 if talk.cancel.is_set():
                     answer = Answer(status=EXIT_CANCELLED)
         if collects:
-            await link.send("exit", {"status": answer.status, "record": answer.record or _failure(answer)})
+            await link.send("exit", {"status": answer.status, "record": _record(answer)})
             return
-        data = answer.record or _failure(answer) if parsed.json and command.record else answer.data
-        if data is not None:
+        data = _record(answer) if parsed.json and command.record else answer.data
+        if parsed.stream:
+            await _print(link, "stdout", event_line("result", _record(answer)))
+        elif data is not None:
             await _print(link, "stdout", render(command, data, parsed.json or not terminal, color))
         elif answer.text:
             await _print(link, "stdout", f"{answer.text}\n")
@@ -174,13 +177,11 @@ async def _tell_more(
     return Answer()
 
 
-def _failure(answer: Answer) -> dict[str, object]:
+def _record(answer: Answer) -> Mapping[str, object]:
+    if answer.record:
+        return answer.record
     assert answer.error is not None
-    return {
-        "outcome": answer.error.kind.outcome.value,
-        "exit_status": answer.status,
-        "error": error_fields(answer.error),
-    }
+    return failure(answer.error, answer.status)
 
 
 async def _print(link: Connection, stream: str, text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
@@ -329,6 +330,25 @@ def test_a_detached_command_is_answered_with_its_record_and_collects_nothing(tmp
             assert (len(shown.stdout.strip()), shown.status) == (len(EXEC_ID), 0)
             shown = await invoke(wire, *EXEC, "--detach", "--json")
             assert '"detached": true' in shown.stdout
+            shown = await invoke(wire, *EXEC, "--detach", "--json", "--stream")
+            [event] = map(json.loads, shown.stdout.splitlines())
+            assert (event["event"], event["detached"], event["outcome"]) == ("result", True, None)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("more", [(), ("--detach",)])
+def test_a_command_that_was_not_asked_for_has_a_record_too(tmp_path: Path, more: Sequence[str]) -> None:
+    async def main() -> None:
+        async with served(tmp_path) as local, greeted(local.path) as wire:
+            await wire.link.send("invoke", {"argv": [*EXEC[:-2], "--json", *more]})
+            printed = ""
+            while (frame := await wire.next()).type != "exit":
+                printed += frame.payload.decode() if frame.fields.get("stream") == "stdout" else ""
+            record = frame.fields.get("record") or json.loads(printed)
+            assert isinstance(record, dict)
+            assert list(record) == ["schema", "exec_id", "outcome", "exit_status", "error"]
+            assert (record["schema"], record["exit_status"], record["error"]["code"]) == (1, 2, "usage")
 
     asyncio.run(main())
 

@@ -127,6 +127,20 @@ def test_a_long_command_is_kept_short(past: History) -> None:
     assert entry.job.command == "x" * (MAX_SHOWN_COMMAND - 1) + "…"
 
 
+def test_a_program_with_long_arguments_is_kept_short_as_what_it_is(past: History) -> None:
+    half = "x" * (MAX_SHOWN_COMMAND // 2)
+    for given, kept in (
+        (("echo", half), ("echo", half)),
+        (("echo", half, half), ("echo", half, half[:-7] + "…")),
+        (("y" * MAX_SHOWN_COMMAND, "", "z"), ("y" * MAX_SHOWN_COMMAND, "…")),
+        (("y", *["z"] * MAX_SHOWN_COMMAND), ("y", *["z"] * (MAX_SHOWN_COMMAND // 2 - 1), "…")),
+    ):
+        past.put(RAN, "laptop", replace(JOB, command=given))
+        entry = past.get(RAN, EXEC_ID)
+        assert entry is not None
+        assert entry.job.command == kept
+
+
 def test_commands_are_found_by_what_they_have_the_newest_first(past: History) -> None:
     past.put(RAN, "laptop", job(1))
     past.put(RAN, "desktop", job(4, FAILED))
