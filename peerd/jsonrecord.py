@@ -1,6 +1,7 @@
 """What ``--json`` prints of a command: a record at its end, or with ``--stream`` events as they come. Pure code."""
 
 import binascii
+import codecs
 import json
 
 TYPE_CHECKING = False
@@ -42,6 +43,7 @@ class Printer:
     def __init__(self, events: bool) -> None:
         self._events = events
         self._started = False
+        # All output for the record; for events only the beginning of a character that is not complete.
         self._held = {stream: bytearray() for stream in _STREAMS}
 
     def started(self) -> str:
@@ -51,13 +53,20 @@ class Printer:
 
     def output(self, stream: str, data: bytes) -> str:
         """It has written something."""
-        if self._events:
-            return event_line("output", {"stream": stream, **encoded(data)})
-        self._held[stream] += data
-        return ""
+        held = self._held[stream]
+        held += data
+        if not self._events:
+            return ""
+        return self._take(stream, codecs.utf_8_decode(held, "ignore")[1])
 
     def result(self, record: "Mapping[str, Any]") -> str:
         """It has ended."""
         if not self._events:
             return complete_record(record, **{stream: bytes(held) for stream, held in self._held.items()})
-        return event_line("result", record)
+        rest = [self._take(stream, len(held)) for stream, held in self._held.items()]
+        return "".join([*rest, event_line("result", record)])
+
+    def _take(self, stream: str, size: int) -> str:
+        data = bytes(self._held[stream][:size])
+        del self._held[stream][:size]
+        return event_line("output", {"stream": stream, **encoded(data)}) if data else ""

@@ -520,6 +520,35 @@ def test_each_event_comes_once_also_when_the_connection_broke_meanwhile(tmp_path
     asyncio.run(main())
 
 
+def test_characters_are_not_divided_between_events_nor_by_a_connection_that_breaks(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with called(tmp_path, "execOnPeer", "--json", "--stream") as client:
+            client.wire.link.post("collect", {"events": True})
+            begin(client)
+            await shown(client, b"a\xc3")
+            assert (await client.again()).fields["resume"] == {"execId": EXEC_ID, "step": 1, "stdout": 2, "stderr": 0}
+            begin(client)
+            client.wire.link.post("output", {"stream": "stderr"}, b"\xf0\x9f\x98")
+            client.wire.link.post("output", {"stream": "stdout"}, b"\xa4\xe2\x82")
+            client.wire.link.post("output", {"stream": "stderr"}, b"\x80")
+            client.wire.link.post("output", {"stream": "stdout"}, b"\xff\xc3")
+            client.wire.link.post("output", {"stream": "stdout"}, b"\xb6")
+            client.wire.link.post("output", {"stream": "stdout"}, b"\xe2\x82")
+            client.wire.link.post("exit", {"status": 0, "record": RECORD})
+            _, out, _ = await client.ended()
+            events = [json.loads(line) for line in out.splitlines()[1:-1]]
+            assert [(event["stream"], event["data"], event["encoding"]) for event in events] == [
+                ("stdout", "a", "utf-8"),
+                ("stdout", "ä", "utf-8"),
+                ("stderr", "\U0001f600", "utf-8"),
+                ("stdout", "4oL/", "base64"),
+                ("stdout", "ö", "utf-8"),
+                ("stdout", "4oI=", "base64"),
+            ]
+
+    asyncio.run(main())
+
+
 def test_a_reader_that_goes_ends_it_as_sigpipe_would(tmp_path: Path) -> None:
     read, write = os.pipe()
     os.close(read)
