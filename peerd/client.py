@@ -155,7 +155,8 @@ class _Call:
         """Ask, and do what the daemon says until it says the exit status."""
         connection = self.connection
         terminal = posix.isatty(1)
-        width = posix.get_terminal_size(1).columns if terminal else 80
+        # A terminal that does not know its width says 0.
+        width = (posix.get_terminal_size(1).columns or 80) if terminal else 80
         invoke = {
             "type": "invoke",
             "argv": self._arguments,

@@ -175,11 +175,12 @@ def seconds(value: object) -> float:
     number: float = math.nan
     if isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:
-            number = float(value)
+            # float() takes the digits of every script, and what Python has in its own numbers.
+            number = float("" if isinstance(value, str) and ("_" in value or not value.isascii()) else value)
         except (ValueError, OverflowError):
             number = math.nan
     if not 0 < number <= 365 * 86400:
-        raise ValueError(f"not a number of seconds: {shown(value)} (more than 0, fractions allowed)")
+        raise ValueError(f"not a number of seconds: {shown(value)} (more than 0, at most a year, fractions allowed)")
     return max(number, 0.001)
 
 

@@ -749,6 +749,20 @@ def test_a_terminal_is_told_of_with_its_width(tmp_path: Path) -> None:
     os.close(theirs)
 
 
+def test_a_terminal_that_does_not_know_its_width_has_80_columns(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+
+    async def main() -> None:
+        async with called(tmp_path, "help", stdout=theirs) as client:
+            assert (client.invoke.fields["terminal"], client.invoke.fields["width"]) == (True, 80)
+            client.wire.link.post("exit", {"status": 0})
+            assert (await client.ended())[0] == 0
+
+    asyncio.run(main())
+    os.close(ours)
+    os.close(theirs)
+
+
 def through_shell(script: str) -> Sequence[str]:
     """A shell that does something before it becomes the program."""
     return "sh", "-c", f'{script}; exec "$@"', "sh"

@@ -196,7 +196,25 @@ def test_seconds_are_a_positive_number(value: object, number: float) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [0, -1, 0.0, "0", "-5", "", "x", "nan", "inf", "-inf", "1e999", 10**400, "1 m", "30s", 365 * 86400 + 1],
+    [
+        0,
+        -1,
+        0.0,
+        "0",
+        "-5",
+        "",
+        "x",
+        "nan",
+        "inf",
+        "-inf",
+        "1e999",
+        10**400,
+        "1 m",
+        "30s",
+        "5_0",
+        "\u0665",
+        365 * 86400 + 1,
+    ],
     ids=brief,
 )
 def test_nothing_else_is_seconds(value: object) -> None:
@@ -215,6 +233,11 @@ def test_seconds_are_shown_as_people_write_them(number: float, text: str) -> Non
 def test_a_timeout_that_is_too_long_is_named_with_all_its_digits() -> None:
     with pytest.raises(PeerdError, match=r"1500000 s is more than max-timeout of vps, 86400 s"):
         settling.settle(ExecRequest("0" * 16, "/", "true", timeout=1_500_000.0), settings(), "vps")
+
+
+def test_how_many_seconds_there_may_be_is_said() -> None:
+    with pytest.raises(ValueError, match="at most a year"):
+        validate.seconds("99999999")
 
 
 @given(st.floats(min_value=0, exclude_min=True, max_value=365 * 86400))
