@@ -87,6 +87,7 @@ class Command:
     :ivar output: whether a command's output is in its answer, also where a record is not
     :ivar many: whether its data is a list
     :ivar log: whether its rows are records of a journal, a line each for people
+    :ivar asks: whether it changes nothing and may wait for another machine: who takes it back needs no answer
     :ivar access: what somebody on D-Bus has to be allowed for it
     :ivar argument: the name of its one optional positional argument, or ""
     :ivar rest: the name of the arguments after ``--``, or ""
@@ -101,6 +102,7 @@ class Command:
     output: bool = False
     many: bool = False
     log: bool = False
+    asks: bool = False
     access: Access = Access.RUN
     argument: str = ""
     rest: str = ""
@@ -182,6 +184,7 @@ COMMANDS: tuple[Command, ...] = (
         data=True,
         columns=("exec_id", "peer", "caller", "command", "detached", "started", "outcome", "exit_status"),
         many=True,
+        asks=True,
         access=Access.READ_LOG,
     ),
     Command("getJob", "Show one job.", (JOB, JOB_PEER), data=True, access=Access.READ_LOG),
@@ -211,6 +214,7 @@ COMMANDS: tuple[Command, ...] = (
         data=True,
         columns=("started", "side", "peer", "caller", "command", "outcome", "exit_status", "duration", "exec_id"),
         many=True,
+        asks=True,
         access=Access.READ_LOG,
     ),
     Command("startApp", "Start an app, and wait until it runs.", (APP, ONE_MODE, APP_PEER)),
@@ -263,13 +267,15 @@ COMMANDS: tuple[Command, ...] = (
         data=True,
         columns=("peer_id", "ip_address", "hostname", "state", "is_online", "last_seen", "daemon_version"),
         many=True,
+        asks=True,
         access=Access.READ,
     ),
-    Command("getPeerInfo", "Show one registered peer.", (PEER,), data=True, access=Access.READ),
+    Command("getPeerInfo", "Show one registered peer.", (PEER,), data=True, asks=True, access=Access.READ),
     Command(
         "getPeerIdByIp",
         "Show the id of the peer with this address.",
         (Option("--ip", "The peer's address in the VPN.", "ADDRESS", validate.address, True),),
+        asks=True,
         access=Access.READ,
     ),
     Command("deletePeer", "Delete a peer from the registry.", (PEER, FROM), access=Access.CONFIGURE),
@@ -308,6 +314,7 @@ COMMANDS: tuple[Command, ...] = (
         "ping",
         "Ask the daemon, or a peer's, for a sign of life.",
         (_peer("Ask this peer's daemon.", False),),
+        asks=True,
         access=Access.READ,
     ),
     Command(

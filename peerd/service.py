@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
 from peerd import __version__
@@ -12,7 +12,7 @@ from peerd.apps import Apps
 from peerd.commands import BY_NAME, COMMANDS, Known, snake_case
 from peerd.config import Config
 from peerd.deploy import Deploy
-from peerd.errors import Code, PeerdError
+from peerd.errors import EXIT_CANCELLED, Code, PeerdError
 from peerd.execution import Execution
 from peerd.executor import Executor
 from peerd.history import History
@@ -21,7 +21,7 @@ from peerd.logs import Logs
 from peerd.membership import Membership
 from peerd.node import Node
 from peerd.registry import Registry
-from peerd.session import Session
+from peerd.session import Session, unless
 from peerd.trust import Trust
 
 
@@ -67,13 +67,16 @@ class Service:
         """
         method = f"do_{snake_case(BY_NAME[name].name)}"
         part = next(part for part in self._parts if hasattr(part, method))
+        work: Coroutine[Any, Any, Answer] = getattr(part, method)(session, **params)
         try:
-            answer: Answer = await getattr(part, method)(session, **params)
+            if not BY_NAME[name].asks:
+                return await work
+            answer = await unless((session.cancel,), work)
         except PeerdError as error:
             if error.code is Code.USAGE:
                 error.details["command"] = name
             raise
-        return answer
+        return Answer(status=EXIT_CANCELLED) if answer is None else answer
 
     def known(self, metavar: str) -> Iterable[str]:
         """The values of an option that are known here, without asking anybody, by its metavar."""

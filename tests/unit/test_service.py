@@ -761,6 +761,33 @@ def test_a_worker_whose_leader_is_away_is_one_all_the_same() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(
+    ("name", "params"), [("listPeers", {}), ("getPeerInfo", {"peer": "x"}), ("getPeerIdByIp", {"ip": "127.0.0.9"})]
+)
+def test_who_asks_a_leader_that_is_silent_can_leave_it(name: str, params: dict[str, str]) -> None:
+    async def main() -> None:
+        async with machine(WORKER) as here:
+            await admit(here)
+            asking = here.call(name, **params)
+            await (await here.target()).next()
+            here.cancel.set()
+            assert await asking == Answer(status=130)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("name", "peer"), [("ping", "laptop"), ("listJobs", "laptop")])
+def test_who_asks_a_peer_that_is_silent_can_leave_it(name: str, peer: str) -> None:
+    async def main() -> None:
+        async with machine() as here:
+            asking = here.call(name, peer=peer)
+            await (await here.target()).next()
+            here.cancel.set()
+            assert await asking == Answer(status=130)
+
+    asyncio.run(main())
+
+
 def test_a_machine_cannot_be_its_own_leaders_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network, "is_own_address", lambda address: True)
 
