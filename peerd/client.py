@@ -37,7 +37,7 @@ _LONGEST = 1024 * 1024 - 4096
 """Bytes of a request: what a header may have (MAX_HEADER), less room for what else the request to the peer has."""
 _WINDOWS = {2: 1024 * 1024, 3: 4 * 1024 * 1024}
 """Bytes of standard input that may be under way, and that are held to be sent again, by the version of the protocol."""
-_GREETING_LIMIT, _RETURN_LIMIT = 20.0, 240.0
+_COMPLETION_LIMIT, _GREETING_LIMIT, _RETURN_LIMIT = 2.0, 20.0, 240.0
 """Seconds for the daemon to start and to answer; the same where a command goes on, which may be a deploy of it."""
 _STREAMS = {"stdout": 1, "stderr": 2}
 _CANCELLING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -68,16 +68,16 @@ def main() -> int:
             except OSError as error:
                 if call.broken:
                     raise _Gone from None
-                from peerd import cli
-
-                return call.reply(cli.without_daemon(arguments, path.decode("utf-8", "replace"), error))
+                return call.without_daemon(path, error)
             try:
                 return call.converse()
             except (_Gone, ConnectionError):
                 # A peerd that was restarted takes up the commands of the one before.
                 if not call.may_go_on():
                     raise
-    except TimeoutError:
+    except TimeoutError as error:
+        if call.completes:
+            return call.without_daemon(path, error)
         return call.fail(
             "peerd does not answer", "What is wrong with it: systemctl status peerd, journalctl -u peerd -n 50"
         )
@@ -98,6 +98,7 @@ class _Call:
 
     :ivar connection: the present one
     :ivar broken: how many broke since the daemon last said something
+    :ivar completes: whether a shell waits for it, as it does at every Tab
     """
 
     connection: socket
@@ -105,6 +106,7 @@ class _Call:
     def __init__(self, arguments: list[str]) -> None:
         self.broken = 0
         self._arguments = arguments
+        self.completes = arguments[:1] == ["--complete"]
         self._buffer = bytearray()
         self._cancellable = False
         self._cancelled = False
@@ -144,8 +146,13 @@ class _Call:
             pass  # The exit status still says it.
         return EXIT_FAILURE
 
-    def reply(self, reply: "Reply") -> int:
-        """Print what was found without a daemon's help; the exit status."""
+    def without_daemon(self, path: bytes, error: OSError) -> int:
+        """Do what can be done where the daemon is not to be had; the exit status."""
+        from peerd import cli
+
+        return self._reply(cli.without_daemon(self._arguments, path.decode("utf-8", "replace"), error))
+
+    def _reply(self, reply: "Reply") -> int:
         self._all_said = True
         for stream, text in (("stdout", reply.stdout), ("stderr", reply.stderr)):
             self._write(stream, text.encode("utf-8", "backslashreplace"))
@@ -172,13 +179,14 @@ class _Call:
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._cancel)
         # The socket is systemd's and takes connections for a daemon that cannot start, too.
-        connection.settimeout(_RETURN_LIMIT if self._exec_id else _GREETING_LIMIT)
+        limit = _COMPLETION_LIMIT if self.completes else _GREETING_LIMIT
+        connection.settimeout(_RETURN_LIMIT if self._exec_id else limit)
         hello = {"type": "hello", "protocol": OLDEST_PROTOCOL, "newest": PROTOCOL, "version": "d"}
         request = f"{quickjson.dumps(hello)}\n{quickjson.dumps(invoke)}\n".encode("utf-8", "backslashreplace")
         if len(request) > _LONGEST and not self._exec_id:
             from peerd import cli
 
-            return self.reply(cli.too_long(self._arguments, len(request), _LONGEST))
+            return self._reply(cli.too_long(self._arguments, len(request), _LONGEST))
         connection.sendall(request)
         while True:
             while not self._buffer and self._send_stdin():

@@ -423,18 +423,32 @@ def impatient(monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
     monkeypatch.setattr("unit.test_client.MAIN", f"from peerd import client; client.{limit} = 0.1; {MAIN}")
 
 
+async def hang(link: Connection) -> None:
+    """Say nothing."""
+    while await link.receive():
+        pass
+    link.close()
+
+
 def test_a_daemon_that_does_not_answer_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     impatient(monkeypatch, "_GREETING_LIMIT")
-
-    async def hang(link: Connection) -> None:
-        while await link.receive():
-            pass
-        link.close()
 
     async def main() -> None:
         async with unix_server(hang, tmp_path / "socket") as path:
             status, _, err = await (await program(path, "version")).ended()
             assert (status, err.splitlines()[0]) == (255, b"peerd does not answer")
+
+    asyncio.run(main())
+
+
+def test_a_shell_completes_also_where_the_daemon_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    impatient(monkeypatch, "_COMPLETION_LIMIT")
+
+    async def main() -> None:
+        async with unix_server(hang, tmp_path / "socket") as path:
+            assert await (await program(path, "--complete", "remotePu")).ended() == (0, b"remotePull\n", b"")
 
     asyncio.run(main())
 
