@@ -852,17 +852,19 @@ def test_a_reader_that_has_gone_is_noticed_whatever_was_written(tmp_path: Path, 
 
 
 def test_a_socket_whose_reader_pauses_does_not_keep_it_from_its_daemon(tmp_path: Path) -> None:
-    output = os.urandom(MAX_OUTPUT)
+    # More than the one socket holds, and no more than the other.
+    output = os.urandom(MAX_OUTPUT // 4)
 
     async def main() -> None:
         ours, theirs = socket.socketpair()
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         with ours:
             async with called(tmp_path, "execOnPeer", stdout=theirs.fileno()) as client:
                 theirs.close()
+                network.make_room(client.wire.link.socket, 2 * MAX_OUTPUT)
                 begin(client)
-                sending = asyncio.create_task(client.wire.link.send("output", {"stream": "stdout"}, output))
+                client.wire.link.post("output", {"stream": "stdout"}, output)
                 await readable(ours.fileno())
-                await sending
                 resume = (await client.again()).fields["resume"]
                 assert isinstance(resume, dict)
                 begin(client)
