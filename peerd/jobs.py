@@ -86,9 +86,7 @@ class Jobs:
 
     async def do_cancel_job(self, session: Session, job: str, peer: str | None = None) -> Answer:
         """Stop a job and all that it started."""
-        where = await self._locate(job, peer)
-        self._note_access(session, "cancelJob", job, where)
-        ended, result = await self._end(session, job, where, "cancelJob")
+        ended, result = await self._end(session, job, peer, "cancelJob")
         return Answer(text=f"{job} on {ended.peer} ended: {result.outcome}, all that it started is gone")
 
     async def do_attach_job(self, session: Session, job: str, peer: str | None = None) -> Answer:
@@ -248,6 +246,8 @@ class Jobs:
         while True:
             try:
                 where = await self._locate(job, peer)
+                if type_ == "cancelJob" and session.resume is None:
+                    self._note_access(session, type_, job, where)
                 return where, await self.request(type_, job, where)
             except PeerdError as error:
                 if session.resume is None or error.code not in _COMING_BACK or time.monotonic() > deadline:
