@@ -159,9 +159,14 @@ def test_the_version_before_is_reached_and_reaches_this_one(lab: Lab, target: Ma
     if not old:
         pytest.skip("the history does not reach back to the first version")
     archive = subprocess.run(
-        ["git", "-C", ROOT, "-c", f"safe.directory={ROOT}", "archive", old, "peerd"], stdout=subprocess.PIPE, check=True
+        ["git", "-C", ROOT, "-c", f"safe.directory={ROOT}", "archive", old, "peerd", "packaging/bin/peerd"],
+        stdout=subprocess.PIPE,
+        check=True,
     )
-    replace = "rm -rf usr/lib/python3/dist-packages/peerd; tar x -C usr/lib/python3/dist-packages -f /root/old.tar"
+    replace = (
+        "rm -rf usr/lib/python3/dist-packages/peerd; tar x -C usr/lib/python3/dist-packages -f /root/old.tar peerd; "
+        "tar x -C usr/bin --strip-components=2 -f /root/old.tar packaging/bin/peerd"
+    )
     target.write("/root/old.tar", archive.stdout)
     path = package_with(target, "0.0.9", replace)
     target.run("systemctl stop peerd.socket peerd-tcp.socket peerd.service; rm /var/lib/peerd/peerd.db*")
