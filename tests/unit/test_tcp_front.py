@@ -214,8 +214,13 @@ def test_who_is_no_peer_gets_no_word_for_anything_but_a_registration(
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(
+    ("sent", "event"),
+    [(b'{"type":"listJobs"}\n', Event.CONNECTION_REFUSED), (b"garbage\n", Event.PROTOCOL_ERROR)],
+    ids=["asks", "breaks the protocol"],
+)
 def test_a_stranger_who_tries_without_end_is_recorded_no_more_than_so_often(
-    records: Journal, monkeypatch: pytest.MonkeyPatch
+    records: Journal, monkeypatch: pytest.MonkeyPatch, sent: bytes, event: Event
 ) -> None:
     monkeypatch.setattr(refusals, "_MOST", 2)
 
@@ -223,26 +228,11 @@ def test_a_stranger_who_tries_without_end_is_recorded_no_more_than_so_often(
         async with served() as remote:
             for _ in range(4):
                 async with greeted(remote, "127.0.0.66") as wire:
-                    await wire.link.send("listJobs")
+                    wire.link.post_encoded(sent)
+                    if event is Event.PROTOCOL_ERROR:
+                        await wire.expect("error")
                     await wire.end()
-            assert len(records.of(Event.CONNECTION_REFUSED)) == 2
-
-    asyncio.run(main())
-
-
-def test_a_stranger_who_breaks_the_protocol_without_end_is_recorded_no_more_than_so_often(
-    records: Journal, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(refusals, "_MOST", 2)
-
-    async def main() -> None:
-        async with served() as remote:
-            for _ in range(4):
-                async with greeted(remote, "127.0.0.66") as wire:
-                    wire.link.post_encoded(b"garbage\n")
-                    await wire.expect("error")
-                    await wire.end()
-            assert len(records.of(Event.PROTOCOL_ERROR)) == 2
+            assert len(records.of(event)) == 2
 
     asyncio.run(main())
 
