@@ -111,8 +111,8 @@ class _Call:
         self._cancellable = False
         self._cancelled = False
         self._accepted = False
-        # The command that runs: its id, which of ours it is, and how much of its output has been written or kept.
-        self._exec_id = ""
+        # How far a log is followed. The command that runs: its id, which of ours it is, how much of its output is here.
+        self._cursor = self._exec_id = ""
         self._step = 1
         self._offsets = dict.fromkeys(_STREAMS, 0)
         self._confirmed = 0
@@ -130,7 +130,8 @@ class _Call:
         self._buffer.clear()
         if self._stdin:
             self._stdin.withdraw()
-        return self.broken <= _ATTEMPTS and not self._cancelled and (bool(self._exec_id) or not self._accepted)
+        known = self._exec_id or self._cursor or not self._accepted
+        return self.broken <= _ATTEMPTS and not self._cancelled and bool(known)
 
     def fail(self, sentence: str, hint: str) -> int:
         """Say why there is no result, also in the record where one was to be printed; the exit status."""
@@ -169,6 +170,7 @@ class _Call:
             "argv": self._arguments,
             "terminal": terminal,
             "width": max(20, min(width, 1000)),
+            "after": self._cursor or None,
             # https://no-color.org
             "color": terminal and not posix.environ.get(b"NO_COLOR") and posix.environ.get(b"TERM") != b"dumb",
         }
@@ -180,7 +182,7 @@ class _Call:
                 signal.signal(number, self._cancel)
         # The socket is systemd's and takes connections for a daemon that cannot start, too.
         limit = _COMPLETION_LIMIT if self.completes else _GREETING_LIMIT
-        connection.settimeout(_RETURN_LIMIT if self._exec_id else limit)
+        connection.settimeout(_RETURN_LIMIT if self._exec_id or self._cursor else limit)
         hello = {"type": "hello", "protocol": OLDEST_PROTOCOL, "newest": PROTOCOL, "version": "d"}
         request = f"{quickjson.dumps(hello)}\n{quickjson.dumps(invoke)}\n".encode("utf-8", "backslashreplace")
         if len(request) > _LONGEST and not self._exec_id:
@@ -214,6 +216,7 @@ class _Call:
             self._flush()
         elif kind == "output":
             if "by" in frame:
+                self._cursor = frame.get("cursor", self._cursor)
                 self._write(frame["stream"], data)
             elif self._printer:
                 # Once it is counted it does not come again: what is not written yet is kept.

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 import time
 from collections.abc import Callable
 
-from peerd import connection, validate
+from peerd import connection, pauses, validate
 from peerd.bookreader import entries, receive_book
 from peerd.connection import Connection
 from peerd.errors import Code, PeerdError
@@ -18,31 +17,8 @@ from peerd.peers import Peer, PeerBook
 from peerd.pool import Connect
 from peerd.protocol import Frame
 
-_FIRST_DELAY = 0.25
-"""Seconds that are at least between two attempts, and between two questions for a sign of life."""
-_LONGEST_DELAY = 5.0
 _REFUSED_DELAY = 60.0
 _MISSED_HEARTBEATS = 2.5
-
-
-class Pauses:
-    """How long a worker waits between attempts to reach its leader: ever longer, and never as long as all others.
-
-    The jitter keeps the workers of a leader that comes back from arriving together.
-    """
-
-    def __init__(self) -> None:
-        self._next = _FIRST_DELAY
-
-    def reset(self, delay: float | None = None) -> None:
-        """Begin anew, or with this delay."""
-        self._next = _FIRST_DELAY if delay is None else delay
-
-    def take(self) -> float:
-        """The seconds to wait now."""
-        pause = self._next * random.uniform(0.5, 1.0)
-        self._next = min(self._next * 2, _LONGEST_DELAY)
-        return pause
 
 
 class LeaderLink:
@@ -130,7 +106,7 @@ class LeaderLink:
         await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
-        pauses = Pauses()
+        waits = pauses.Pauses()
         while True:
             began = time.monotonic()
             self._wake.clear()
@@ -151,7 +127,7 @@ class LeaderLink:
                 if leader:
                     self.book.see(leader.peer_id, time.time(), online=False)
                 self._changed(False, self.trouble or "connection closed")
-                pauses.reset()
+                waits.reset()
             refused = self.error is not None and self.error.kind.outcome == "denied"
             if self.error and refused and (before is None or before.code is not self.error.code):
                 self._refused(self.error)
@@ -163,15 +139,15 @@ class LeaderLink:
             if self.error and self.error.code is Code.PENDING:
                 # The approval may come at any moment.
                 refused = False
-                pauses.reset(_LONGEST_DELAY)
+                waits.reset(pauses.LONGEST)
             if refused:
-                pauses.reset(_REFUSED_DELAY)
-            pause = pauses.take()
+                waits.reset(_REFUSED_DELAY)
+            pause = waits.take()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._wake.wait()
-            if time.monotonic() - began < _FIRST_DELAY:
-                await asyncio.sleep(_FIRST_DELAY)
+            if time.monotonic() - began < pauses.SHORTEST:
+                await asyncio.sleep(pauses.SHORTEST)
 
     async def _session(self) -> None:
         link = await self._connect(self.address)
@@ -231,7 +207,7 @@ class LeaderLink:
                 await link.send("heartbeat")
                 if doubtful:
                     self._shorten_patience()
-                    await asyncio.sleep(_FIRST_DELAY)
+                    await asyncio.sleep(pauses.SHORTEST)
 
     def _shorten_patience(self) -> None:
         due = asyncio.get_running_loop().time() + self._timeout()

@@ -7,25 +7,29 @@ import contextlib
 import os
 import sys
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import replace
 
 from peerd import records, remote
-from peerd.answer import Answer
+from peerd.answer import Answer, Batch, Record
 from peerd.environment import LANG, PATH
 from peerd.errors import Code, PeerdError
 from peerd.node import Node
+from peerd.pauses import Pauses
 from peerd.peers import Peer
-from peerd.records import Query, Record
+from peerd.records import Query
 from peerd.session import Session, unless
 
 _CHUNK = 64 * 1024
 _MAX_LINE = 512 * 1024
 _MAX_READERS = 32
 _OF_A_PEER = _MAX_READERS // 2
+_QUIET_ATTEMPTS = 4
+"""To get back to a peer: a restart of peerd takes no longer, and needs no words."""
 _MAX_HELD = 64 * 1024 * 1024
 """Bytes of records that are held for one answer."""
 
-Batches = AsyncGenerator[list[Record], None]
+Batches = AsyncGenerator[Batch, None]
 Stops = Sequence[asyncio.Event]
 """Each of these events ends the reading."""
 
@@ -47,8 +51,15 @@ class Reader:
             raise PeerdError(Code.BUSY, reason=f"{_MAX_READERS} readers of the journal already")
         if peer and self._running[peer] >= _OF_A_PEER:
             raise PeerdError(Code.BUSY, reason=f"{_OF_A_PEER} readers of the journal for {peer} already")
+        if query.follow and not query.count:
+            # So that who is cut off before there is anything to show knows where to go on.
+            async with contextlib.aclosing(self.read(Query(lines=1), stops, peer)) as last:
+                async for batch in last:
+                    query = replace(query, after=batch.cursor)
+                    yield replace(batch, records=[])
         arguments = ["--output=json", "--all", "--quiet", "--no-pager", f"--lines={query.count}"]
         arguments += [f"--since=@{query.since:.6f}"] * bool(query.since) + ["--follow"] * query.follow
+        arguments += [f"--after-cursor={query.after}"] * bool(query.after)
         # Other users can write records that look like peerd's.
         matches = ["SYSLOG_IDENTIFIER=peerd", f"_UID={os.getuid()}"]
         self._running[peer] += 1
@@ -71,10 +82,10 @@ class Reader:
                 if len(rest) > _MAX_LINE:
                     raise PeerdError(Code.INTERNAL, reason="a record of the journal is too long")
                 try:
-                    batch = [record for line in whole if (record := records.from_journal(line))]
+                    batch = records.from_journal(whole)
                 except ValueError as error:
                     raise PeerdError(Code.INTERNAL, reason=f"journalctl: {error}") from None
-                if batch:
+                if batch.records:
                     yield batch
             if not _any(stops) and await process.wait():
                 said = (await process.stderr.read(_CHUNK)).decode("utf-8", "replace").strip()
@@ -103,12 +114,12 @@ class Logs:
         follow: bool = False,
     ) -> Answer:
         """The records of this machine, or of a peer."""
-        query = Query(since, lines, follow)
+        query = Query(since, lines, follow, session.after)
         stops = (session.cancel, session.gone)
         if peer is None or peer == self._node.peer_id:
             batches = self._reader.read(query, stops)
         else:
-            batches = self._of_peer(await self._node.resolve(peer), query, stops)
+            batches = self._of_peer(await self._node.resolve(peer), query, stops, session.say)
         if follow:
             return Answer(more=batches)
         async with contextlib.aclosing(batches):
@@ -117,32 +128,52 @@ class Logs:
             session.say(f"These are the last {len(found)} records; for earlier ones there: journalctl -t peerd")
         return Answer(found)
 
-    async def _of_peer(self, target: Peer, query: Query, stops: Stops) -> Batches:
-        received = 0
-        try:
-            async with self._node.pool.borrow(target.ip_address) as link:
-                await link.send("getLog", query.to_wire())
-                while not _any(stops):
-                    frame = await unless(stops, link.receive())
-                    if _any(stops):
-                        break
-                    if frame is None:
-                        raise ConnectionError("closed before its end")
-                    if frame.type == "error":
-                        raise PeerdError.from_wire(frame.fields)
-                    if frame.type == "reply":
-                        return
-                    if frame.type == "records":
-                        batch = records.from_wire(frame.fields)
-                        received += len(batch)
-                        if received > query.count and not query.follow:
-                            raise PeerdError(Code.BAD_MESSAGE, reason=f"more than {query.count} records")
+    async def _of_peer(self, target: Peer, query: Query, stops: Stops, say: Callable[[str], None]) -> Batches:
+        """The records of a peer. Who follows them goes on where they ended, once the peer is there again."""
+        pauses, failed = Pauses(), 0
+        while True:
+            try:
+                async with contextlib.aclosing(self._ask(target, query, stops)) as batches:
+                    async for batch in batches:
+                        query = replace(query, after=batch.cursor)
+                        failed = 0
                         yield batch
-                # What is on its way may be much; the connection is of no more use.
-                await link.send("cancel")
-                link.abort()
-        except OSError as error:
-            raise remote.connect_failed(target, error) from None
+                return
+            except OSError as error:
+                if not (query.follow and query.after):
+                    raise remote.connect_failed(target, error) from None
+            failed += 1
+            if failed == 1:
+                pauses.reset()
+            if failed == _QUIET_ATTEMPTS:
+                say(f"Connection to {target.peer_id} lost, waiting for it")
+            await unless(stops, asyncio.sleep(pauses.take()))
+            if _any(stops):
+                return
+
+    async def _ask(self, target: Peer, query: Query, stops: Stops) -> Batches:
+        received = 0
+        async with self._node.pool.borrow(target.ip_address) as link:
+            await link.send("getLog", query.to_wire())
+            while not _any(stops):
+                frame = await unless(stops, link.receive())
+                if _any(stops):
+                    break
+                if frame is None:
+                    raise ConnectionError("closed before its end")
+                if frame.type == "error":
+                    raise PeerdError.from_wire(frame.fields)
+                if frame.type == "reply":
+                    return
+                if frame.type == "records":
+                    batch = records.from_wire(frame.fields)
+                    received += len(batch.records)
+                    if received > query.count and not query.follow:
+                        raise PeerdError(Code.BAD_MESSAGE, reason=f"more than {query.count} records")
+                    yield batch
+            # What is on its way may be much; the connection is of no more use.
+            await link.send("cancel")
+            link.abort()
 
 
 async def _last(batches: Batches) -> tuple[list[Record], bool]:
@@ -150,7 +181,7 @@ async def _last(batches: Batches) -> tuple[list[Record], bool]:
     found: deque[Record] = deque()
     held, whole = 0, True
     async for batch in batches:
-        for record in batch:
+        for record in batch.records:
             found.append(record)
             held += _size(record)
         while held > _MAX_HELD:

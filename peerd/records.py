@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from peerd import validate
+from peerd.answer import Batch, Record
 from peerd.errors import Code, PeerdError
 from peerd.messages import take, take_optional
 from peerd.render import moment
@@ -23,8 +24,6 @@ _USEC = 1_000_000
 _NUMBERS = ("exit_status", "duration_usec")
 _PREFIX = "PEERD_"
 
-Record = dict[str, object]
-
 
 @dataclass(frozen=True)
 class Query:
@@ -33,20 +32,24 @@ class Query:
     :ivar since: from when on, in seconds since the epoch; 0 for any time
     :ivar lines: the last so many; None for the default, which is all, within the bound, where ``since`` is given
     :ivar follow: whether those that are still to come are wanted too
+    :ivar after: the cursor of the last record that is there already, or ""; all that comes after it is wanted then
     """
 
     since: float = 0.0
     lines: int | None = None
     follow: bool = False
+    after: str = ""
 
     @property
     def count(self) -> int:
         """The last so many."""
+        if self.after:
+            return validate.MAX_LINES
         return self.lines if self.lines is not None else validate.MAX_LINES if self.since else DEFAULT_LINES
 
     def to_wire(self) -> dict[str, object]:
         """The fields of a getLog."""
-        return {"since": self.since or None, "lines": self.lines, "follow": self.follow}
+        return {"since": self.since or None, "lines": self.lines, "follow": self.follow, "after": self.after or None}
 
     @classmethod
     def from_wire(cls, fields: Mapping[str, object]) -> Query:
@@ -55,6 +58,7 @@ class Query:
             take(fields, "since", _moment, 0.0),
             take_optional(fields, "lines", validate.lines),
             take(fields, "follow", validate.boolean, False),
+            take(fields, "after", validate.cursor, ""),
         )
 
 
@@ -64,14 +68,17 @@ def _moment(value: object) -> float:
     return float(value)
 
 
-def from_journal(line: bytes) -> Record | None:
-    """A record from a line of ``journalctl --output=json``; None for what is none of peerd's own.
+def from_journal(lines: Sequence[bytes]) -> Batch:
+    """The records in lines of ``journalctl --output=json``, without what is none of peerd's own.
 
-    :raises ValueError: where the line is no such line
+    :raises ValueError: where one is no such line
     """
-    entry: dict[str, Any] = json.loads(line)
-    if f"{_PREFIX}EVENT" not in entry:
-        return None
+    entries: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    records = [_record(entry) for entry in entries if f"{_PREFIX}EVENT" in entry]
+    return Batch(records, entries[-1]["__CURSOR"] if entries else "")
+
+
+def _record(entry: Mapping[str, object]) -> Record:
     fields = {name: _text(value) for name, value in entry.items()}
     record: Record = {
         "time": moment(int(fields["__REALTIME_TIMESTAMP"]) / _USEC),
@@ -94,7 +101,7 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 
-def from_wire(fields: Mapping[str, object]) -> list[Record]:
+def from_wire(fields: Mapping[str, object]) -> Batch:
     """The records in a records message.
 
     :raises PeerdError: BAD_MESSAGE
@@ -102,7 +109,7 @@ def from_wire(fields: Mapping[str, object]) -> list[Record]:
     listed = fields.get("records")
     if not isinstance(listed, list) or not all(_is_record(entry) for entry in listed):
         raise PeerdError(Code.BAD_MESSAGE, reason="records must be a list of records")
-    return listed
+    return Batch(listed, take(fields, "cursor", validate.cursor, ""))
 
 
 def _is_record(entry: object) -> bool:

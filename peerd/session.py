@@ -146,6 +146,7 @@ class Session:
     :ivar delivery: what the caller confirms of the output
     :ivar running: tells the caller the id of its command, and which of its commands it is
     :ivar resume: where the caller goes on, or None for a new command
+    :ivar after: the cursor of the last record that a caller has who was cut off while it followed them, or ""
     :ivar hearing: lasts until the caller has all of a command; None where it has all that was given to it
     """
 
@@ -159,6 +160,7 @@ class Session:
     running: Callable[[str, int], None] = lambda exec_id, step: None
     resume: Resume | None = None
     hearing: Hearing | None = None
+    after: str = ""
 
 
 async def unless(stops: Sequence[asyncio.Event], work: Coroutine[Any, Any, T]) -> T | None:

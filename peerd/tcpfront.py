@@ -220,12 +220,12 @@ class TcpFront(Front):
                     rules = self._config().policy
                     told = [
                         record
-                        for record in batch
+                        for record in batch.records
                         if policy.decide_record(
                             rules, peer.peer_id, str(record.get("event")), str(record.get("caller", ""))
                         ).allowed
                     ]
-                    await link.send("records", {"records": told})
+                    await link.send("records", {"records": told, "cursor": batch.cursor})
         await link.send("reply")
 
     def _find(self, fields: Mapping[str, object]) -> Peer:

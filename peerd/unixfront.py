@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping
 from functools import partial
 from typing import Any
 
 from peerd import cli, messages, network, parameters, refusals, users, validate
-from peerd.answer import Answer
+from peerd.answer import Answer, Batch
 from peerd.commands import BY_NAME, Command
 from peerd.config import Config
 from peerd.connection import Connection
@@ -85,8 +85,9 @@ class UnixFront(Front):
             # The client holds the output until the record is complete: it may be more than a daemon should.
             await link.send("collect", {"events": parsed.stream})
         resume = take_optional(fields, "resume", _resume)
+        after = take(fields, "after", validate.cursor, "")
         async with Conversation(link) as talk:
-            answer = await self._run(link, who, parsed.command, parsed.params, talk, resume, hearing)
+            answer = await self._run(link, who, parsed.command, parsed.params, talk, resume, hearing, after)
             if answer.more is not None:
                 answer = await _tell_more(link, command, answer.more, parsed.json or not terminal, color)
                 if talk.cancel.is_set():
@@ -126,6 +127,7 @@ class UnixFront(Front):
         talk: Conversation,
         resume: Resume | None = None,
         hearing: Hearing | None = None,
+        after: str = "",
     ) -> Answer:
         def say(line: str) -> None:
             link.post("output", {"stream": "stderr", "by": "peerd"}, f"{line}\n".encode())
@@ -145,7 +147,7 @@ class UnixFront(Front):
         sink = talk.sink() if hearing else ConfirmingSink(FrameSink(link), talk.delivery)
         caller = Caller(self._node.peer_id, who)
         session = Session(
-            caller, sink, talk.cancel, talk.gone, say, talk.stdin, talk.delivery, running, resume, hearing
+            caller, sink, talk.cancel, talk.gone, say, talk.stdin, talk.delivery, running, resume, hearing, after
         )
         command = BY_NAME[name]
         if not (command.record or command.output):
@@ -163,15 +165,15 @@ class UnixFront(Front):
 async def _tell_more(
     link: Connection,
     command: Command,
-    more: AsyncGenerator[Sequence[Mapping[str, object]], None],
+    more: AsyncGenerator[Batch, None],
     as_json: bool,
     color: bool,
 ) -> Answer:
-    """Print rows as they come; what remains to be said at their end."""
+    """Print records as they come; what remains to be said at their end."""
     try:
         async with contextlib.aclosing(more):
-            async for rows in more:
-                await _print(link, "stdout", render_more(command, rows, as_json, color))
+            async for batch in more:
+                await _print(link, "stdout", render_more(command, batch.records, as_json, color), batch.cursor)
     except PeerdError as error:
         return Answer(error=error, status=error.kind.exit_status)
     return Answer()
@@ -184,10 +186,18 @@ def _record(answer: Answer) -> Mapping[str, object]:
     return failure(answer.error, answer.status)
 
 
-async def _print(link: Connection, stream: str, text: str) -> None:
+async def _print(link: Connection, stream: str, text: str, cursor: str = "") -> None:
+    """Print some text.
+
+    :param cursor: how far who has all of it has come in a journal
+    """
     data = text.encode("utf-8", "backslashreplace")
-    for start in range(0, len(data), messages.MAX_OUTPUT):
-        await link.send("output", {"stream": stream, "by": "peerd"}, data[start : start + messages.MAX_OUTPUT])
+    pieces = [data[start : start + messages.MAX_OUTPUT] for start in range(0, len(data), messages.MAX_OUTPUT)]
+    last = {"cursor": cursor} if cursor else {}
+    for piece in pieces[:-1]:
+        await link.send("output", {"stream": stream, "by": "peerd"}, piece)
+    if pieces or last:
+        await link.send("output", {"stream": stream, "by": "peerd", **last}, pieces[-1] if pieces else b"")
 
 
 def _resume(value: object) -> Resume:

@@ -37,6 +37,7 @@ _AGO = re.compile(r"-?([0-9]{1,9})([smhd])")
 _APP = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _UNIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9:_.\\-]*(?:@[A-Za-z0-9:_.\\-]+)?\.(?:service|socket|target|timer|path)")
 _EXEC_ID = re.compile(r"[0-9a-f]{16,32}")
+_CURSOR = re.compile(r"[a-z0-9=;]{1,256}")
 _MAC = re.compile(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}")
 
 
@@ -253,6 +254,14 @@ def lines(value: object) -> int:
     if isinstance(value, str) and value.isascii() and value.isdigit():
         value = int(value[:9])
     return integer(value, 0, MAX_LINES)
+
+
+def cursor(value: object) -> str:
+    """A place in a journal, as journalctl(1) shows it."""
+    text = value if isinstance(value, str) else ""
+    if not _CURSOR.fullmatch(text):
+        raise ValueError("must be a cursor of journalctl")
+    return text
 
 
 def since(value: object) -> float:

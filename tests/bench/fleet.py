@@ -22,8 +22,8 @@ from typing import cast
 
 from peerd.bookreader import receive_book
 from peerd.connection import Connection
-from peerd.links import Pauses
 from peerd.messages import Registration
+from peerd.pauses import Pauses
 from peerd.peers import PeerBook
 
 PORT = 3600

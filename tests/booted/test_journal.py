@@ -93,6 +93,28 @@ def test_log_follows_until_it_is_interrupted(desktop: Machine, laptop: Machine, 
     where.wait_until("! pgrep -x journalctl", 20)
 
 
+@pytest.mark.parametrize("peer", ["", "--peer laptop"], ids=["here", "peer"])
+def test_log_that_is_followed_goes_on_after_restarts_with_each_record_once(
+    desktop: Machine, laptop: Machine, peer: str
+) -> None:
+    where = laptop if peer else desktop
+    with desktop.popen(f"exec d log {peer} --follow -n 0", stdout=subprocess.PIPE) as following:
+        assert following.stdout
+        where.wait_until("pgrep -x journalctl", 20)
+        ids, told = [], []
+        for restarted in (desktop, laptop, desktop):
+            restarted.run("systemctl restart peerd")
+            ids.append(run_one(desktop, "laptop", "true"))
+            for line in following.stdout:
+                record = json.loads(line)
+                told += [record["exec_id"]] if record.get("outcome") == "exited" else []
+                if told[-1:] == ids[-1:]:
+                    break
+        assert told == ids
+        following.send_signal(signal.SIGINT)
+        assert following.wait(20) == 130
+
+
 def test_log_ends_its_reader_when_its_caller_is_lost(desktop: Machine, laptop: Machine) -> None:
     with desktop.popen("exec d log --peer laptop --follow") as following:
         laptop.wait_until("pgrep -x journalctl", 20)

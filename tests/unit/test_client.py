@@ -337,6 +337,27 @@ def test_a_later_step_is_resumed_by_its_own_id_and_offsets(tmp_path: Path) -> No
     asyncio.run(main())
 
 
+def test_a_log_that_is_followed_goes_on_after_the_last_record(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with called(tmp_path, "log", "--follow") as client:
+            assert client.invoke.fields["after"] is None
+            client.wire.link.post("running", {"execId": "", "step": 1})
+            from_peerd = {"stream": "stdout", "by": "peerd"}
+            await client.wire.link.send("output", {**from_peerd, "cursor": "s=1f;i=1"}, b"one\n")
+            # Half of what belongs together: it comes again.
+            client.wire.link.post_encoded(b'{"type":"output","stream":"stdout","by":"peerd","cursor":"x","size":4}\nt')
+            again = (await client.again()).fields
+            assert again["after"] == "s=1f;i=1"
+            assert "resume" not in again
+            client.wire.link.post("running", {"execId": "", "step": 1})
+            await client.wire.link.send("output", {**from_peerd, "cursor": "s=1f;i=2"}, b"two\n")
+            assert (await client.again()).fields["after"] == "s=1f;i=2"
+            client.wire.link.post("exit", {"status": 0})
+            assert await client.ended() == (0, b"one\ntwo\n", b"")
+
+    asyncio.run(main())
+
+
 def test_who_cancelled_does_not_try_again(tmp_path: Path) -> None:
     async def main() -> None:
         async with called(tmp_path, "execOnPeer") as client:

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from peerd import __version__, network, refusals
+from peerd import __version__, logs, messages, network, refusals
+from peerd.answer import Batch
 from peerd.apphost import AppHost
 from peerd.errors import Code, Outcome, PeerdError
 from peerd.history import History
@@ -22,6 +23,7 @@ from peerd.journal import Event
 from peerd.messages import ExecRequest, ExecResult
 from peerd.node import Node
 from peerd.protocol import PROTOCOL_VERSION, Frame
+from peerd.records import Query
 from peerd.registry import Identity, Registry
 from peerd.service import Service
 from peerd.session import Caller, Sink
@@ -630,5 +632,36 @@ def test_a_call_can_give_all_that_the_command_line_can(tmp_path: Path) -> None:
                 assert (
                     await wire.ask("call", {"command": "execOnPeer", "params": {**params, **wrong}})
                 ).type == "error"
+
+    asyncio.run(main())
+
+
+def test_the_end_of_what_is_printed_of_a_log_tells_how_far_it_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(messages, "MAX_OUTPUT", 80)
+    queries: list[Query] = []
+
+    class Reader:
+        async def read(self, query: Query, stops: object) -> AsyncIterator[Batch]:
+            queries.append(query)
+            yield Batch([], "s=1f;i=1")
+            yield Batch([{"time": "now", "priority": 6, "message": "x" * 60}], "s=1f;i=2")
+
+    monkeypatch.setattr(logs, "Reader", Reader)
+
+    async def main() -> None:
+        async with served(tmp_path) as local, dialled(local.path) as wire:
+            await wire.greet()
+            for after in ({}, {"after": "s=1f;i=0"}):
+                await wire.link.send("invoke", {"argv": ["log", "--follow"], **after})
+                assert (await wire.next()).type == "running"
+                frames = [await wire.next() for _ in range(4)]
+                assert [frame.fields.get("cursor") for frame in frames] == ["s=1f;i=1", None, "s=1f;i=2", None]
+                assert [len(frame.payload) for frame in frames] == [0, 80, len(frames[2].payload), 0]
+                assert frames[3].fields == {"status": 0}
+            assert [query.after for query in queries] == ["", "s=1f;i=0"]
+            bad = await wire.ask("invoke", {"argv": ["log", "--follow"], "after": "-f"})
+            assert (bad.type, bad.fields["code"]) == ("error", "bad-message")
 
     asyncio.run(main())

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from peerd import links
+from peerd import links, pauses
 from peerd.bookreader import receive_book
 from peerd.errors import Code, PeerdError
-from peerd.links import LeaderLink, Pauses
+from peerd.links import LeaderLink
 from peerd.peers import Peer
 from unit.support import LOCALHOST, FakePeers, Wire, linked, registration
 
@@ -70,8 +70,8 @@ async def admit(peers: FakePeers, *known: Peer) -> Wire:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a link try again at once."""
-    monkeypatch.setattr(links, "_FIRST_DELAY", 0.001)
-    monkeypatch.setattr(links, "_LONGEST_DELAY", 0.001)
+    monkeypatch.setattr(pauses, "SHORTEST", 0.001)
+    monkeypatch.setattr(pauses, "LONGEST", 0.001)
 
 
 def test_a_worker_registers_and_knows_the_peers() -> None:
@@ -178,7 +178,7 @@ def test_a_worker_that_cannot_reach_its_leader_says_why(quick: None) -> None:
 
 
 def test_a_worker_tries_again_at_once_when_the_network_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(links, "_LONGEST_DELAY", 1000.0)
+    monkeypatch.setattr(pauses, "LONGEST", 1000.0)
     monkeypatch.setattr(links, "_REFUSED_DELAY", 1000.0)
 
     async def main() -> None:
@@ -216,7 +216,7 @@ def test_a_connected_worker_sees_at_once_whether_its_leader_is_still_there(quick
 
 
 def test_changes_that_come_in_a_flood_are_one_question(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(links, "_FIRST_DELAY", 1000.0)
+    monkeypatch.setattr(pauses, "SHORTEST", 1000.0)
 
     async def main() -> None:
         async with FakePeers().serving() as peers, worker(peers) as me:
@@ -238,15 +238,15 @@ def test_changes_that_come_in_a_flood_are_one_question(monkeypatch: pytest.Monke
 def test_a_hundred_workers_are_back_within_seconds_and_do_not_arrive_together(
     away: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(links, "random", random.Random(1))
+    monkeypatch.setattr(pauses, "random", random.Random(1))
     arrivals = []
     for _ in range(100):
         # All lose the leader in the same moment, and an attempt before its return takes no time.
-        pauses, now = Pauses(), 0.0
+        waits, now = pauses.Pauses(), 0.0
         while now <= away:
-            now += pauses.take()
+            now += waits.take()
         arrivals.append(now - away)
-    assert max(arrivals) <= links._LONGEST_DELAY
+    assert max(arrivals) <= pauses.LONGEST
     tenths = Counter(int(arrival * 10) for arrival in arrivals)
     # A restart in no time is the worst: the first pause is the shortest.
     assert max(tenths.values()) <= {0.0: 70, 1.0: 30}.get(away, 12)

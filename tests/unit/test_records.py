@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
-from peerd import logs, records, validate
+from peerd import logs, pauses, records, validate
+from peerd.answer import Batch, Record
+from peerd.connection import Connection
 from peerd.errors import Code, PeerdError
 from peerd.logs import Reader
 from peerd.peers import Peer
@@ -23,6 +25,7 @@ from unit.support import FakePeers
 
 ENTRY: dict[str, Any] = {
     "__REALTIME_TIMESTAMP": "1790000000123456",
+    "__CURSOR": "s=1f;i=2a",
     "PRIORITY": "4",
     "MESSAGE": "it ended",
     "PEERD_EVENT": "command-ended",
@@ -47,37 +50,41 @@ def line(**changes: object) -> bytes:
 
 
 def test_a_record_has_its_own_fields_by_their_short_names() -> None:
-    record = records.from_journal(line())
+    batch = records.from_journal([line(), line(PEERD_EVENT="", __CURSOR="s=1f;i=2b")])
+    (record,) = batch.records
     assert record == RECORD
+    assert batch.cursor == "s=1f;i=2b"
     assert list(record)[:3] == ["time", "priority", "message"]
 
 
-def test_what_is_none_of_peerds_is_left_out() -> None:
-    assert records.from_journal(line(PEERD_EVENT="")) is None
-
-
 def test_a_field_that_the_journal_will_not_show_is_empty() -> None:
-    record = records.from_journal(line(PEERD_COMMAND=None))
-    assert record
+    (record,) = records.from_journal([line(PEERD_COMMAND=None)]).records
     assert record["command"] == ""
 
 
-@pytest.mark.parametrize("query", [Query(), Query(1.5e9, 5, True), Query(lines=0)], ids=["none", "all", "zero"])
+@pytest.mark.parametrize(
+    "query", [Query(), Query(1.5e9, 5, True, "s=1f;i=2a"), Query(lines=0)], ids=["none", "all", "zero"]
+)
 def test_a_query_goes_over_the_wire(query: Query) -> None:
     assert Query.from_wire(query.to_wire()) == query
 
 
 def test_how_many_are_meant() -> None:
-    assert (Query().count, Query(1.0).count, Query(1.0, 7).count) == (
-        records.DEFAULT_LINES,
-        validate.MAX_LINES,
-        7,
-    )
+    counts = [query.count for query in (Query(), Query(1.0), Query(1.0, 7), Query(lines=7, after="s=1f"))]
+    assert counts == [records.DEFAULT_LINES, validate.MAX_LINES, 7, validate.MAX_LINES]
 
 
 @pytest.mark.parametrize(
     "fields",
-    [{"since": "-1h"}, {"since": -1}, {"since": True}, {"lines": -1}, {"lines": 10_001}, {"follow": 1}],
+    [
+        {"since": "-1h"},
+        {"since": -1},
+        {"since": True},
+        {"lines": -1},
+        {"lines": 10_001},
+        {"follow": 1},
+        {"after": "-x y"},
+    ],
     ids=lambda fields: str(fields)[:20],
 )
 def test_a_query_out_of_bounds_is_malformed(fields: dict[str, object]) -> None:
@@ -87,7 +94,9 @@ def test_a_query_out_of_bounds_is_malformed(fields: dict[str, object]) -> None:
 
 
 def test_records_from_another_machine_are_checked() -> None:
-    assert records.from_wire({"records": [RECORD]}) == [RECORD]
+    assert records.from_wire({"records": [RECORD], "cursor": "s=1f"}) == Batch([RECORD], "s=1f")
+    with pytest.raises(PeerdError, match="cursor"):
+        records.from_wire({"records": [RECORD], "cursor": "--vacuum-size=1 "})
     wrong: tuple[object, ...] = (None, [1], [{}], [{**RECORD, "time": 1}], [{**RECORD, "x": []}])
     large = ({"x": "x" * 70_000}, {"x" * 65: ""}, {f"x{number}": "" for number in range(64)})
     for bad in (*wrong, *([{**RECORD, **more}] for more in large)):
@@ -100,7 +109,9 @@ def journalctl(tmp_path: Path) -> Path:
     """A program in journalctl's place: writes its arguments, then does what they say it should."""
     program = tmp_path / "journalctl"
     program.write_text(
-        f"#!{sys.executable} -IS\nimport sys, signal\nprint({line().decode()!r}, flush=True)\n"
+        f"#!{sys.executable} -IS\nimport sys, signal\n"
+        f"open({str(tmp_path / 'arguments')!r}, 'w').write(' '.join(sys.argv))\n"
+        f"print({line().decode()!r}, flush=True)\n"
         "if '--follow' in sys.argv: signal.pause()\n"
         "if '--since=@7.200000' in sys.argv: sys.exit('Failed to open files')\n"
         "if '--lines=2' in sys.argv: sys.stdout.write('x' * 1000000)\n"
@@ -109,9 +120,9 @@ def journalctl(tmp_path: Path) -> Path:
     return program
 
 
-async def collect(reader: Reader, query: Query) -> list[records.Record]:
+async def collect(reader: Reader, query: Query) -> list[Record]:
     async with contextlib.aclosing(reader.read(query, ())) as batches:
-        return [record async for batch in batches for record in batch]
+        return [record async for batch in batches for record in batch.records]
 
 
 def test_the_reader_reads_to_the_end(journalctl: Path) -> None:
@@ -135,9 +146,20 @@ def test_the_reader_follows_until_it_is_cancelled(journalctl: Path) -> None:
         async with contextlib.aclosing(
             Reader(str(journalctl)).read(Query(follow=True), (asyncio.Event(), cancel))
         ) as batches:
-            assert await anext(batches) == [RECORD]
+            assert await anext(batches) == Batch([RECORD], "s=1f;i=2a")
             asyncio.get_running_loop().call_soon(cancel.set)
             assert [batch async for batch in batches] == []
+
+    asyncio.run(main())
+
+
+def test_who_follows_from_now_on_knows_where_that_is(journalctl: Path) -> None:
+    async def main() -> None:
+        reader = Reader(str(journalctl))
+        async with contextlib.aclosing(reader.read(Query(lines=0, follow=True), ())) as batches:
+            assert await anext(batches) == Batch([], "s=1f;i=2a")
+            assert await anext(batches) == Batch([RECORD], "s=1f;i=2a")
+            assert "--after-cursor=s=1f;i=2a" in (journalctl.parent / "arguments").read_text().split()
 
     asyncio.run(main())
 
@@ -149,7 +171,7 @@ def test_readers_are_few_and_end_with_their_callers(journalctl: Path) -> None:
             for _ in range(logs._MAX_READERS):
                 batches = reader.read(Query(follow=True), ())
                 await stack.enter_async_context(contextlib.aclosing(batches))
-                assert await anext(batches)
+                await anext(batches)
             with pytest.raises(PeerdError) as caught:
                 await collect(reader, Query())
             assert caught.value.code is Code.BUSY
@@ -165,7 +187,7 @@ def test_one_peer_leaves_readers_to_the_others(journalctl: Path) -> None:
         async def follow(stack: contextlib.AsyncExitStack, peer: str) -> None:
             batches = reader.read(Query(follow=True), (), peer)
             await stack.enter_async_context(contextlib.aclosing(batches))
-            assert await anext(batches)
+            await anext(batches)
 
         for _ in range(2):
             async with contextlib.AsyncExitStack() as stack:
@@ -186,15 +208,15 @@ def test_of_more_than_may_be_held_the_last_is_and_that_is_said(
     monkeypatch.setattr(logs, "_MAX_HELD", room)
 
     class Read:
-        async def read(self, query: Query, stops: object) -> AsyncIterator[list[dict[str, object]]]:
+        async def read(self, query: Query, stops: object) -> AsyncIterator[Batch]:
             for number in (1, 2, 3):
-                yield [{"priority": number, "message": "x" * 1000}]
+                yield Batch([{"priority": number, "message": "x" * 1000}])
 
     async def main() -> None:
         said: list[str] = []
         part = logs.Logs(SimpleNamespace(peer_id="here"))  # type: ignore[arg-type]
         part._reader = Read()  # type: ignore[assignment]
-        session: Any = SimpleNamespace(cancel=asyncio.Event(), gone=asyncio.Event(), say=said.append)
+        session: Any = SimpleNamespace(cancel=asyncio.Event(), gone=asyncio.Event(), say=said.append, after="")
         answer = await part.do_log(session)
         assert [record["priority"] for record in answer.data] == kept
         assert bool(said) is (len(kept) < 3)
@@ -213,11 +235,11 @@ def test_a_peer_does_not_tell_of_more_records_than_it_was_asked_for(
     async def main() -> None:
         async with FakePeers().serving() as peers:
             node: Any = SimpleNamespace(pool=Pool(peers.connect, lambda: 5.0))
-            told: list[records.Record] = []
+            told: list[Record] = []
 
             async def hear() -> None:
-                async for batch in logs.Logs(node)._of_peer(Peer("laptop", "127.0.0.4"), Query(**query), ()):
-                    told.extend(batch)
+                async for batch in logs.Logs(node)._of_peer(Peer("laptop", "127.0.0.4"), Query(**query), (), print):
+                    told.extend(batch.records)
 
             hearing = asyncio.create_task(hear())
             wire = await peers.links.get()
@@ -232,5 +254,61 @@ def test_a_peer_does_not_tell_of_more_records_than_it_was_asked_for(
                 await hearing
                 assert len(told) == taken
             node.pool.drop()
+
+    asyncio.run(main())
+
+
+def test_who_follows_a_peers_records_goes_on_where_they_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pauses, "SHORTEST", 0.0)
+
+    async def main() -> None:
+        async with FakePeers().serving() as peers:
+            node: Any = SimpleNamespace(pool=Pool(peers.connect, lambda: 5.0))
+            said: asyncio.Queue[str] = asyncio.Queue()
+            stop = asyncio.Event()
+            query = Query(lines=3, follow=True)
+            batches = logs.Logs(node)._of_peer(Peer("laptop", "127.0.0.4"), query, (stop,), said.put_nowait)
+            asked = query.to_wire()
+            for number in range(3):
+                batch = asyncio.create_task(anext(batches))
+                wire = await peers.links.get()
+                assert (await wire.expect("getLog")).fields == asked
+                cursor = f"s=1f;i={number}"
+                wire.link.post("records", {"records": [RECORD], "cursor": cursor})
+                assert await batch == Batch([RECORD], cursor)
+                asked = {**asked, "after": cursor}
+                wire.reset()
+            assert said.empty()
+            # Now it stays away, and its caller has enough at last.
+            node.pool = Pool(refuse, lambda: 5.0)
+            batch = asyncio.create_task(anext(batches))
+            assert await said.get() == "Connection to laptop lost, waiting for it"
+            stop.set()
+            with pytest.raises(StopAsyncIteration):
+                await batch
+
+    asyncio.run(main())
+
+
+async def refuse(address: str) -> Connection:
+    raise ConnectionRefusedError
+
+
+@pytest.mark.parametrize("told", [{}, {"records": [RECORD]}], ids=["nothing", "an old peer"])
+def test_records_without_a_place_to_go_on_from_end_with_their_peer(told: dict[str, Any]) -> None:
+    async def main() -> None:
+        async with FakePeers().serving() as peers:
+            node: Any = SimpleNamespace(pool=Pool(peers.connect, lambda: 5.0))
+            batches = logs.Logs(node)._of_peer(Peer("laptop", "127.0.0.4"), Query(follow=True), (), print)
+            batch = asyncio.create_task(anext(batches))
+            wire = await peers.links.get()
+            if told:
+                wire.link.post("records", told)
+                await batch
+                batch = asyncio.create_task(anext(batches))
+            wire.reset()
+            with pytest.raises(PeerdError) as caught:
+                await batch
+            assert caught.value.code is Code.CONNECT_FAILED
 
     asyncio.run(main())

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from peerd import fronts, hub, messages, network, protocol, refusals, tcpfront, validate
+from peerd.answer import Batch
 from peerd.app import App
 from peerd.apphost import AppHost
 from peerd.bookreader import receive_book
@@ -25,7 +26,7 @@ from peerd.node import Node
 from peerd.peers import Peer
 from peerd.policy import Policy, Rule
 from peerd.protocol import PROTOCOL_VERSION, Frame
-from peerd.records import Query, Record
+from peerd.records import Query
 from peerd.registry import Identity, Registry
 from peerd.session import Caller, Session, Sink
 from peerd.tcpfront import TcpFront
@@ -836,8 +837,8 @@ async def busy(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> AsyncIterator
     """A machine, and the connections over which laptop runs a command, follows the log and waits."""
 
     class Endless:
-        async def read(self, query: Query, stops: Sequence[asyncio.Event], peer: str) -> AsyncIterator[list[Record]]:
-            yield []
+        async def read(self, query: Query, stops: Sequence[asyncio.Event], peer: str) -> AsyncIterator[Batch]:
+            yield Batch([])
             await stops[1].wait()
 
     monkeypatch.setattr(tcpfront, "Reader", Endless)
@@ -1162,12 +1163,12 @@ class Read:
         self.callers: list[str] = []
         self.more: asyncio.Event | None = None
 
-    async def read(self, query: object, stops: object, peer: str) -> AsyncIterator[list[object]]:
+    async def read(self, query: object, stops: object, peer: str) -> AsyncIterator[Batch]:
         self.callers.append(peer)
-        yield list(RECORDS)
+        yield Batch(list(RECORDS), "s=1f;i=1")
         if self.more:
             await self.more.wait()
-            yield list(RECORDS)
+            yield Batch(list(RECORDS), "s=1f;i=2")
 
 
 @pytest.mark.parametrize(
@@ -1183,7 +1184,7 @@ def test_a_peer_reads_of_its_own_commands_and_nothing_of_the_rules(rules: Policy
     async def main() -> None:
         async with served(policy=rules) as remote, greeted(remote) as wire:
             remote.front._reader = Read()  # type: ignore[assignment]
-            assert (await wire.ask("getLog")).fields == {"records": told}
+            assert (await wire.ask("getLog")).fields == {"records": told, "cursor": "s=1f;i=1"}
             assert (await wire.next()).type == "reply"
             assert remote.front._reader.callers == ["laptop"]  # type: ignore[attr-defined]
 
@@ -1206,11 +1207,11 @@ def test_who_follows_the_log_is_held_to_the_policy_of_now() -> None:
         async with served() as remote, greeted(remote) as wire:
             remote.front._reader = reader = Read()  # type: ignore[assignment]
             reader.more = asyncio.Event()
-            assert (await wire.ask("getLog", {"follow": True})).fields == {"records": RECORDS}
+            assert (await wire.ask("getLog", {"follow": True})).fields["records"] == RECORDS
             changed = settings(policy=Policy(accept=False))
             remote.front._config = lambda: changed
             reader.more.set()
-            assert (await wire.next()).fields == {"records": []}
+            assert (await wire.next()).fields["records"] == []
             assert (await wire.next()).type == "reply"
 
     asyncio.run(main())
