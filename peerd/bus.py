@@ -17,6 +17,7 @@ from dbus_next.aio import MessageBus
 
 from peerd import busapi, busvalues, parameters, users
 from peerd.answer import Answer
+from peerd.backoff import Backoff
 from peerd.busapi import INTERFACES, MANAGER, ROOT
 from peerd.buscallers import Callers
 from peerd.busjobs import Jobs
@@ -35,11 +36,10 @@ from peerd.node import Node
 from peerd.polkit import Polkit
 from peerd.service import Service
 from peerd.session import Caller, ConfirmingSink, Delivery, Session
-from peerd.stdin import Stdin
 
 _DBUS = "org.freedesktop.DBus"
-_FIRST_DELAY = 0.25
-_LONGEST_DELAY = 5.0
+_QUIET_ATTEMPTS = 4
+"""At installation the policy that gives us the name is on its way, and needs no words."""
 _GATHER = 0.05
 _GATHER_PER_PEER = 0.0002
 """Seconds in which changes become one signal; all peers are looked through for what has changed."""
@@ -97,17 +97,15 @@ class Bus:
     # --- the connection
 
     async def _hold(self) -> None:
-        delay = _FIRST_DELAY
+        backoff = Backoff()
         while True:
             try:
                 await self._serve()
-                delay = _FIRST_DELAY
+                backoff.reset()
             except Exception as error:
-                # No bus, or one that does not give us the name yet: at installation its policy is on its way.
-                if _LONGEST_DELAY / 2 <= delay < _LONGEST_DELAY:
+                if backoff.taken == _QUIET_ATTEMPTS:
                     log(Event.BUS_UNAVAILABLE, f"Not on the system bus: {type(error).__name__}: {error}")
-            await asyncio.sleep(delay)
-            delay = min(delay * 2, _LONGEST_DELAY)
+            await asyncio.sleep(backoff.take())
 
     async def _serve(self) -> None:
         """Be on the bus until it goes away."""
@@ -277,8 +275,8 @@ class Bus:
         pipes: Pipes,
         work: asyncio.Future[Answer],
     ) -> None:
-        request = ExecRequest(exec_id, params["directory"], params.get("shell_cmd", ""), params.get("argv", ()))
-        request = replace(request, user=params.get("user", ""))
+        given = {name: params[name] for name in ("directory", "shell_cmd", "argv", "user") if name in params}
+        request = ExecRequest(exec_id, **given)
         self._jobs.begin(Job.of(request, params["peer"], str(caller), time.time_ns() // 1000))
         self._tell()
         body = [busapi.job_path(exec_id), 0, 1]
@@ -346,6 +344,4 @@ def _session(caller: Caller, sink: Collected | Pipes, cancel: asyncio.Event) -> 
     """The session of a caller that has all that its sink took, sends nothing, and once lost wants nothing more."""
     delivery = Delivery()
     confirming = ConfirmingSink(sink, delivery)
-    return Session(
-        caller, confirming, cancel, asyncio.Event(), sink.say, Stdin(lambda start, until, taken: None), delivery
-    )
+    return Session(caller, confirming, cancel, say=sink.say, delivery=delivery)

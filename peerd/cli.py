@@ -6,7 +6,6 @@ Both ends use it: the daemon, which has click loaded, for every call; ``d`` itse
 from __future__ import annotations
 
 import contextlib
-import difflib
 import errno
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 import click
 
 from peerd.commands import BY_NAME, COMMANDS, Command, Option
-from peerd.errors import KINDS, Code
+from peerd.errors import KINDS, Code, suggestion
 from peerd.jsonrecord import complete_record, event_line
 from peerd.render import no_result
 
@@ -95,10 +94,13 @@ class _Group(_Command, click.Group):
 
 
 def _unknown(name: str) -> str:
-    lowered = {command.name.lower(): command.name for command in COMMANDS}
-    close = [lowered[match] for match in difflib.get_close_matches(name.lower(), lowered, 3, 0.6)]
-    hint = f" Did you mean {' or '.join(close)}?" if close else " All of them: d help"
-    return f"No such command: {click.format_filename(name)!r}.{hint}"
+    hint = suggestion(name, BY_NAME) or "All of them: d help"
+    return f"No such command: {click.format_filename(name)!r}. {hint}"
+
+
+def _options(command: Command) -> list[Option]:
+    """All options of a command: its own, and how its answer is printed."""
+    return [*command.options, *[_JSON] * command.data, *[_RECORD, _STREAM] * command.record]
 
 
 def _option(option: Option) -> click.Option:
@@ -117,11 +119,7 @@ def _option(option: Option) -> click.Option:
 
 
 def _command(command: Command) -> click.Command:
-    params: list[click.Parameter] = [_option(option) for option in command.options]
-    if command.data:
-        params.append(_option(_JSON))
-    if command.record:
-        params += [_option(_RECORD), _option(_STREAM)]
+    params: list[click.Parameter] = [_option(option) for option in _options(command)]
     if command.rest:
         params.append(click.Argument([command.rest], nargs=-1, required=False, metavar="[-- PROGRAM [ARGUMENT]...]"))
     if command.argument:
@@ -234,7 +232,7 @@ def complete(words: Sequence[str], known: Callable[[str], Iterable[str]]) -> lis
     :param known: gives the values that are known of an option, by its metavar
     """
     command = BY_NAME.get(words[0]) if words[1:] else None
-    options = _options(command) if command else {}
+    options = _by_flag(command) if command else {}
     apart, prefix = _apart(words or [""], options)
     *before, current = apart
     previous = options.get(before[-1]) if before else None
@@ -250,10 +248,9 @@ def complete(words: Sequence[str], known: Callable[[str], Iterable[str]]) -> lis
     return sorted(prefix + word for word in found if word.startswith(current))
 
 
-def _options(command: Command) -> dict[str, Option]:
+def _by_flag(command: Command) -> dict[str, Option]:
     """The options of a command by their flags, long and short."""
-    printed = [_JSON] * command.data + [_RECORD, _STREAM] * command.record
-    return {flag: option for option in (*command.options, *printed) for flag in (option.flag, option.short) if flag}
+    return {flag: option for option in _options(command) for flag in (option.flag, option.short) if flag}
 
 
 def _apart(words: Sequence[str], options: Mapping[str, Option]) -> tuple[list[str], str]:
@@ -295,7 +292,7 @@ def _misused(error: click.UsageError, args: Sequence[str]) -> Reply:
 def _meant(args: Sequence[str]) -> Invocation:
     """What wrong arguments ask for, as far as that can be told: the command, and whether for JSON."""
     command = BY_NAME.get(args[0], BY_NAME["help"])
-    options = _options(command)
+    options = _by_flag(command)
     words = iter(args[1:])
     switches = set()
     for word in words:

@@ -47,11 +47,11 @@ def _name(text: str) -> str:
 
 
 def _port(text: str) -> int:
-    return validate.integer(int(text), 1, 65535)
+    return validate.whole(text, 1, 65535)
 
 
 def _count(text: str) -> int:
-    return validate.integer(int(text), 1, 100_000)
+    return validate.whole(text, 1, 100_000)
 
 
 def _commands(text: str) -> int:

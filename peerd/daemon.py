@@ -197,10 +197,6 @@ def _given() -> tuple[dict[str, list[socket.socket]], dict[str, list[int]]]:
     return listeners, kept
 
 
-async def _run(settings: Config, state: Path) -> None:
-    await Daemon(settings, *_given(), state).run()
-
-
 def main() -> int:
     """Run the daemon; the exit status is 0 after a stop, 78 for a bad configuration and 1 for a bad state directory."""
     os.umask(0o077)
@@ -212,7 +208,8 @@ def main() -> int:
         return configfiles.EX_CONFIG
     _warn(warnings)
     try:
-        asyncio.run(_run(settings, Path(os.environ.get("STATE_DIRECTORY", "/var/lib/peerd"))))
+        state = Path(os.environ.get("STATE_DIRECTORY", "/var/lib/peerd"))
+        asyncio.run(Daemon(settings, *_given(), state).run())
     except PeerdError as error:
         log(Event.INTERNAL_ERROR, error.sentence)
         return 1

@@ -31,8 +31,7 @@ class Deploy:
         self, session: Session, peer: str, timeout: float | None = None, no_rollback: bool = False
     ) -> Answer:
         """Pull, then build and see that peerd works; stop at the first failure and say at which step."""
-        building = session.resume is not None and session.resume.step == 2
-        if not building:
+        if not session.resumed(2):
             if session.resume is None:
                 session.say(f"pull on {peer} (step 1 of 2)")
             began = time.monotonic()
@@ -57,7 +56,7 @@ class Deploy:
 
     async def _build(self, session: Session, peer: str, timeout: float | None, rollback: bool) -> Answer:
         """Build where peerd may be replaced and fail: as a job, which needs neither that peerd nor this caller."""
-        resume = session.resume if session.resume and session.resume.step == 2 else None
+        resume = session.resumed(2)
         # Who was cut off may be so from the peer as well, for a while.
         if not resume and not await self._knows_jobs(peer):
             return await self._execution.act(session, peer, Action.BUILD, timeout, 2)
@@ -78,8 +77,5 @@ class Deploy:
         if peer == self._node.peer_id:
             return True
         target = await self._node.resolve(peer)
-        try:
-            async with self._node.pool.borrow(target.ip_address) as link:
-                return link.resumable
-        except OSError as error:
-            raise remote.connect_failed(target, error) from None
+        async with remote.borrow(self._node.pool, target) as link:
+            return link.resumable

@@ -6,8 +6,9 @@ here and nowhere else.
 
 from __future__ import annotations
 
+import difflib
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from peerd.validate import printable
@@ -31,6 +32,11 @@ class Outcome(enum.StrEnum):
     DENIED = "denied"
     UNREACHABLE = "unreachable"
     LOST = "lost"
+
+    @property
+    def exit_status(self) -> int:
+        """That of ``d`` for a command that did not end by itself."""
+        return {Outcome.TIMEOUT: EXIT_TIMEOUT, Outcome.CANCELLED: EXIT_CANCELLED}.get(self, EXIT_FAILURE)
 
 
 class Code(enum.StrEnum):
@@ -91,7 +97,12 @@ class Kind:
     sentence: str
     hints: tuple[str, ...] = ()
     outcome: Outcome = Outcome.FAILED
-    exit_status: int = EXIT_FAILURE
+    own_status: int | None = None
+
+    @property
+    def exit_status(self) -> int:
+        """That of ``d``: the outcome's, where the kind has none of its own."""
+        return self.outcome.exit_status if self.own_status is None else self.own_status
 
 
 _DIRECTORY_HINT = "It comes from --directory, or for remotePull and remoteBd from peerd.conf(5) there (repository)."
@@ -134,7 +145,6 @@ KINDS: Mapping[Code, Kind] = {
             "- Does it need longer? (--timeout SECONDS)",
         ),
         Outcome.TIMEOUT,
-        EXIT_TIMEOUT,
     ),
     Code.LOST: Kind(
         "Lost connection to {peer} while the command ran",
@@ -153,13 +163,11 @@ KINDS: Mapping[Code, Kind] = {
         "Cancelled: the command on {peer} and all that it started were stopped",
         (),
         Outcome.CANCELLED,
-        EXIT_CANCELLED,
     ),
     Code.ABANDONED: Kind(
         "Abandoned: the command on {peer} was stopped, because nobody was left to hear of it",
         ("How long it goes on without its caller is reattach-timeout of peerd.conf there.",),
         Outcome.CANCELLED,
-        EXIT_CANCELLED,
     ),
     Code.NO_SUCH_JOB: Kind(
         "No such job: {exec_id}",
@@ -169,9 +177,7 @@ KINDS: Mapping[Code, Kind] = {
         "Not a detached job: {exec_id}",
         ("Its output goes to who started it. How it is: d getJob --job {exec_id}",),
     ),
-    Code.NOT_WAITED: Kind(
-        "Stopped waiting for {exec_id}", ("{reason}: d getJob --job {exec_id}",), Outcome.CANCELLED, EXIT_CANCELLED
-    ),
+    Code.NOT_WAITED: Kind("Stopped waiting for {exec_id}", ("{reason}: d getJob --job {exec_id}",), Outcome.CANCELLED),
     Code.OUTPUT_GONE: Kind(
         "Output is not kept any more: {exec_id}",
         ("How it ended: d getJob --job {exec_id}",),
@@ -216,7 +222,6 @@ KINDS: Mapping[Code, Kind] = {
         "Stopped waiting for {app} on {peer}",
         ("It goes on: d appStatus --peer {peer} --app {app}",),
         Outcome.CANCELLED,
-        EXIT_CANCELLED,
     ),
     Code.APP_LOST: Kind(
         "Lost connection to {peer} before it answered about {app}",
@@ -289,7 +294,7 @@ KINDS: Mapping[Code, Kind] = {
         "The leader cannot delete itself from its registry: {peer}",
         ("First make another machine the leader: d setPeerConfig --role leader, there",),
     ),
-    Code.USAGE: Kind("{reason}", ("Help: d help {command}",), Outcome.FAILED, EXIT_USAGE),
+    Code.USAGE: Kind("{reason}", ("Help: d help {command}",), own_status=EXIT_USAGE),
     Code.BAD_MESSAGE: Kind(
         "Malformed message: {reason}",
         ("Is peerd on one of the machines older? (d listPeers) What a message may be: peerd-protocol(7)",),
@@ -316,22 +321,18 @@ KINDS: Mapping[Code, Kind] = {
     Code.INTERNAL: Kind("Internal error: {reason}", ("The record: journalctl -t peerd",)),
 }
 
-_DEFAULTS = {
-    "peer": "peer",
-    "address": "unknown",
-    "reason": "",
-    "seconds": "",
-    "exec_id": "",
-    "directory": "",
-    "user": "",
-    "app": "",
-    "unit": "",
-    "suggestion": "",
-    "command": "COMMAND",
-}
+_EMPTY = ("reason", "seconds", "exec_id", "directory", "user", "app", "unit", "suggestion", "name", "theirs", "ours")
+_DEFAULTS = {**dict.fromkeys(_EMPTY, ""), "peer": "peer", "address": "unknown", "command": "COMMAND"}
 _MAX_DETAIL = 4096
 _MAX_LINES = 10
 _MAX_LINE = 500
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """A question for those of some names that a word may be a slip of; "" where it is like none of them."""
+    lowered = {name.lower(): name for name in known}
+    close = [lowered[match] for match in difflib.get_close_matches(word.lower(), lowered, 3, 0.6)]
+    return f"Did you mean {' or '.join(close)}?" if close else ""
 
 
 class PeerdError(Exception):
@@ -355,7 +356,7 @@ class PeerdError(Exception):
         return KINDS[self.code]
 
     def _format(self, template: str) -> str:
-        return template.format_map({**_DEFAULTS, "name": "", "theirs": "", "ours": "", **self.details})
+        return template.format_map({**_DEFAULTS, **self.details})
 
     @property
     def sentence(self) -> str:
@@ -390,8 +391,5 @@ class PeerdError(Exception):
         return cls(
             Code(str(code)),
             lines,
-            **{key: value for key, value in pairs if key in _DETAIL_NAMES and isinstance(value, str)},
+            **{key: value for key, value in pairs if key in _DEFAULTS and isinstance(value, str)},
         )
-
-
-_DETAIL_NAMES = frozenset({*_DEFAULTS, "name", "theirs", "ours"})

@@ -102,7 +102,7 @@ class Execution:
         :param step: which of its caller's commands it is
         :returns: the command with its result; a detached one, once it was started, without
         """
-        resume = session.resume if session.resume and session.resume.step == step else None
+        resume = session.resumed(step)
         if resume:
             request = replace(request, exec_id=resume.exec_id)
         job = Job.of(request, peer_id, str(session.caller), time.time_ns() // 1000)

@@ -77,15 +77,11 @@ class History:
             outcome = peewee.TextField(default="")
             detached = peewee.BooleanField()
             job = peewee.TextField()
-            Meta = type(
-                "Meta",
-                (),
-                {
-                    "database": self._database,
-                    "table_name": "command",
-                    "primary_key": peewee.CompositeKey("exec_id", "side"),
-                },
-            )
+
+            class Meta:
+                database = self._database
+                table_name = "command"
+                primary_key = peewee.CompositeKey("exec_id", "side")
 
         self._rows: Any = Row
         self._stored = 0

@@ -18,7 +18,7 @@ from peerd.journal import Event, log
 from peerd.messages import Registration
 from peerd.network import KeyTable
 from peerd.news import News
-from peerd.peers import Peer, PeerBook, State
+from peerd.peers import Peer, PeerBook, State, claimed
 from peerd.registry import Registry
 
 _KEYS_APART = 0.05
@@ -63,18 +63,12 @@ class Hub:
     def set_self(self, me: Registration, address: str) -> None:
         """Enter this machine under its id and present address, in the place of whoever has one of them."""
         now = time.time()
-        known = self.book.by_address(address)
         self._me = me.peer_id
-        peer = replace(
-            known
-            if known and known.peer_id == me.peer_id
-            else Peer(me.peer_id, address, first_seen=now, last_seen=now),
-            mac_address=me.mac_address,
-            hostname=me.hostname,
-            daemon_version=me.daemon_version,
-            is_online=True,
-        )
         found = (self.book.by_id(me.peer_id), self.book.by_address(address))
+        before = found[0] if found[0] is found[1] else None
+        peer = replace(
+            claimed(me, address, "", now, before), is_online=True, last_seen=before.last_seen if before else now
+        )
         others = [other for other in found if other and (other.peer_id, other.ip_address) != (me.peer_id, address)]
         self._store(peer, others)
         for other in others:

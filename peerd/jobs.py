@@ -296,12 +296,9 @@ class Jobs:
             await asyncio.sleep(_RETRY_DELAY)
 
     async def _list(self, peer: Peer) -> list[Job]:
-        try:
-            async with self._node.pool.borrow(peer.ip_address) as link, asyncio.timeout(self._config().connect_timeout):
-                await link.send("listJobs")
-                return [replace(job, peer=peer.peer_id) for job in await _receive(link)]
-        except OSError as error:
-            raise remote.connect_failed(peer, error) from None
+        async with remote.borrow(self._node.pool, peer, self._config().connect_timeout) as link:
+            await link.send("listJobs")
+            return [replace(job, peer=peer.peer_id) for job in await _receive(link)]
 
 
 async def answer(executor: Executor, type_: str, exec_id: str) -> Job:

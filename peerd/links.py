@@ -7,10 +7,12 @@ import contextlib
 import time
 from collections.abc import Callable
 
-from peerd import connection, pauses, validate
+from peerd import connection, validate
+from peerd.backoff import Backoff
 from peerd.bookreader import entries, receive_book
+from peerd.config import Config
 from peerd.connection import Connection
-from peerd.errors import Code, PeerdError
+from peerd.errors import Code, Outcome, PeerdError
 from peerd.journal import report
 from peerd.messages import Registration, take, take_optional
 from peerd.peers import Peer, PeerBook
@@ -28,8 +30,7 @@ class LeaderLink:
     :ivar error: why there is no connection, or None
 
     :param me: gives what to register
-    :param interval: gives the seconds between heartbeats
-    :param timeout: gives the seconds to wait for an answer
+    :param config: gives the settings in force
     :param changed: called with a sentence when the link comes or goes
     :param updated: called when the copy of the registry has changed
     :param removed: called with a peer that the leader has removed
@@ -42,8 +43,7 @@ class LeaderLink:
         address: str,
         connect: Connect,
         me: Callable[[], Registration],
-        interval: Callable[[], float],
-        timeout: Callable[[], float],
+        config: Callable[[], Config],
         changed: Callable[[bool, str], None],
         refused: Callable[[PeerdError], None] = lambda error: None,
         updated: Callable[[], None] = lambda: None,
@@ -56,8 +56,7 @@ class LeaderLink:
         self.error: PeerdError | None = None
         self._connect = connect
         self._me = me
-        self._interval = interval
-        self._timeout = timeout
+        self._config = config
         self._changed = changed
         self._updated = updated
         self._removed = removed
@@ -77,7 +76,7 @@ class LeaderLink:
 
     def unavailable(self) -> PeerdError:
         """The error for whoever needs the leader now."""
-        if self.error and self.error.kind.outcome == "denied":
+        if self.error and self.error.kind.outcome is Outcome.DENIED:
             return self.error
         if self.error and self.error.code is Code.NOT_CONNECTED:
             return self.error
@@ -106,7 +105,7 @@ class LeaderLink:
         await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
-        waits = pauses.Pauses()
+        backoff = Backoff()
         while True:
             began = time.monotonic()
             self._wake.clear()
@@ -127,8 +126,8 @@ class LeaderLink:
                 if leader:
                     self.book.see(leader.peer_id, time.time(), online=False)
                 self._changed(False, self.trouble or "connection closed")
-                waits.reset()
-            refused = self.error is not None and self.error.kind.outcome == "denied"
+                backoff.reset()
+            refused = self.error is not None and self.error.kind.outcome is Outcome.DENIED
             if self.error and refused and (before is None or before.code is not self.error.code):
                 self._refused(self.error)
             self._decided.set()
@@ -139,21 +138,21 @@ class LeaderLink:
             if self.error and self.error.code is Code.PENDING:
                 # The approval may come at any moment.
                 refused = False
-                waits.reset(pauses.LONGEST)
+                backoff.reset(Backoff.LONGEST)
             if refused:
-                waits.reset(_REFUSED_DELAY)
-            pause = waits.take()
+                backoff.reset(_REFUSED_DELAY)
+            pause = backoff.take()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._wake.wait()
-            if time.monotonic() - began < pauses.SHORTEST:
-                await asyncio.sleep(pauses.SHORTEST)
+            if time.monotonic() - began < Backoff.SHORTEST:
+                await asyncio.sleep(Backoff.SHORTEST)
 
     async def _session(self) -> None:
         link = await self._connect(self.address)
         heartbeat: asyncio.Task[None] | None = None
         try:
-            async with asyncio.timeout(self._timeout()):
+            async with asyncio.timeout(self._config().connect_timeout):
                 await link.send("registerPeer", {**self._me().to_wire(), "digest": self.book.digest})
                 await link.expect("registered")
                 # Replaced as a whole, so that a peer that went while the link was away goes here too.
@@ -164,7 +163,7 @@ class LeaderLink:
             self._changed(True, f"{len(self.book)} peers")
             heartbeat = asyncio.create_task(self._beat(link))
             while True:
-                async with asyncio.timeout(self._interval() * _MISSED_HEARTBEATS) as self._patience:
+                async with asyncio.timeout(self._config().heartbeat_interval * _MISSED_HEARTBEATS) as self._patience:
                     frame = await link.receive()
                 if frame is None:
                     raise ConnectionError("the leader closed the connection")
@@ -200,17 +199,17 @@ class LeaderLink:
         with contextlib.suppress(OSError):
             while True:
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._interval()):
+                    async with asyncio.timeout(self._config().heartbeat_interval):
                         await self._doubt.wait()
                 doubtful = self._doubt.is_set()
                 self._doubt.clear()
                 await link.send("heartbeat")
                 if doubtful:
                     self._shorten_patience()
-                    await asyncio.sleep(pauses.SHORTEST)
+                    await asyncio.sleep(Backoff.SHORTEST)
 
     def _shorten_patience(self) -> None:
-        due = asyncio.get_running_loop().time() + self._timeout()
+        due = asyncio.get_running_loop().time() + self._config().connect_timeout
         # One that runs out in this very moment cannot be changed any more.
         with contextlib.suppress(RuntimeError):
             if self._patience and (self._patience.when() or due) >= due:

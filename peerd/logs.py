@@ -12,10 +12,10 @@ from dataclasses import replace
 
 from peerd import records, remote
 from peerd.answer import Answer, Batch, Record
+from peerd.backoff import Backoff
 from peerd.environment import LANG, PATH
 from peerd.errors import Code, PeerdError
 from peerd.node import Node
-from peerd.pauses import Pauses
 from peerd.peers import Peer
 from peerd.records import Query
 from peerd.session import Session, unless
@@ -130,24 +130,22 @@ class Logs:
 
     async def _of_peer(self, target: Peer, query: Query, stops: Stops, say: Callable[[str], None]) -> Batches:
         """The records of a peer. Who follows them goes on where they ended, once the peer is there again."""
-        pauses, failed = Pauses(), 0
+        backoff = Backoff()
         while True:
             try:
                 async with contextlib.aclosing(self._ask(target, query, stops)) as batches:
                     async for batch in batches:
                         query = replace(query, after=batch.cursor)
-                        failed = 0
+                        backoff.reset()
                         yield batch
                 return
             except OSError as error:
                 if not (query.follow and query.after):
                     raise remote.connect_failed(target, error) from None
-            failed += 1
-            if failed == 1:
-                pauses.reset()
-            if failed == _QUIET_ATTEMPTS:
+            pause = backoff.take()
+            if backoff.taken == _QUIET_ATTEMPTS:
                 say(f"Connection to {target.peer_id} lost, waiting for it")
-            await unless(stops, asyncio.sleep(pauses.take()))
+            await unless(stops, asyncio.sleep(pause))
             if _any(stops):
                 return
 

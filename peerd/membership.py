@@ -126,18 +126,12 @@ class Membership:
         if peer is None or peer == self._node.peer_id:
             return Answer(text="pong")
         target = await self._node.resolve(peer)
-        try:
-            async with (
-                self._node.pool.borrow(target.ip_address) as link,
-                asyncio.timeout(self._config().connect_timeout),
-            ):
-                began = time.monotonic()
-                await link.send("ping")
-                await link.expect("pong")
-                took = time.monotonic() - began
-                return Answer(text=f"pong from {peer} ({target.ip_address}) in {took * 1000:.1f} ms")
-        except OSError as error:
-            raise remote.connect_failed(target, error) from None
+        async with remote.borrow(self._node.pool, target, self._config().connect_timeout) as link:
+            began = time.monotonic()
+            await link.send("ping")
+            await link.expect("pong")
+            took = time.monotonic() - began
+        return Answer(text=f"pong from {peer} ({target.ip_address}) in {took * 1000:.1f} ms")
 
     async def _become(self, identity: Identity, prefix: str, session: Session) -> Answer:
         def wait() -> None:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TypeVar
 
 from peerd import validate
-from peerd.errors import EXIT_CANCELLED, EXIT_FAILURE, EXIT_TIMEOUT, SIGNAL_BASE, Code, Outcome, PeerdError
+from peerd.errors import SIGNAL_BASE, Code, Outcome, PeerdError
 from peerd.protocol import OLDEST_VERSION, PROTOCOL_VERSION
 
 T = TypeVar("T")
@@ -306,7 +306,7 @@ def _exit_status(outcome: Outcome, reported: int, signal: int | None) -> int:
         return reported
     if outcome is Outcome.SIGNALED:
         return SIGNAL_BASE + (signal or 0)
-    return {Outcome.TIMEOUT: EXIT_TIMEOUT, Outcome.CANCELLED: EXIT_CANCELLED}.get(outcome, EXIT_FAILURE)
+    return outcome.exit_status
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import array
 import asyncio
 import contextlib
 import errno
 import fcntl
 import functools
-import os
-import pwd
 import random
 import socket
 import struct
@@ -31,11 +28,6 @@ _IP_PKTOPTIONS = 9
 _CMSG_HEADER = struct.Struct("@Lii")
 _IP_PKTINFO = 8
 _PKTINFO = struct.Struct("@i")
-UCRED = struct.Struct("3i")
-"""unix(7): pid, uid and gid."""
-_SO_PEERGROUPS = 59
-_MOST_BYTES = 1024
-"""What socket.getsockopt of Python takes at most."""
 # rtnetlink(7): links, IPv4 addresses and IPv4 routes.
 _RTMGRP = 0x1 | 0x10 | 0x40
 _WG_TIMEOUT = 5.0
@@ -247,26 +239,6 @@ async def public_keys(interface: str) -> KeyTable:
     except OSError:
         return KeyTable("")
     return KeyTable(dump.decode("ascii", "replace"))
-
-
-def is_member(connection: socket.socket) -> bool:
-    """Whether who connected to a unix socket is root, or its file's owner or in its file's group (unix(7)).
-
-    The kernel asks the same of whoever connects, as long as nobody has changed the mode of the file.
-    """
-    _, uid, gid = UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
-    groups = array.array("I")
-    try:
-        groups.frombytes(connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _MOST_BYTES))
-    except OSError:
-        # More groups than Python has room for; those of the user database have to do.
-        with contextlib.suppress(KeyError):
-            groups.extend(os.getgrouplist(pwd.getpwuid(uid).pw_name, gid))
-    try:
-        file = os.stat(connection.getsockname())
-    except (OSError, ValueError):
-        return bool(uid == 0)
-    return bool(uid in (0, file.st_uid) or file.st_gid in (gid, *groups))
 
 
 class NetworkWatch:

@@ -10,7 +10,7 @@ from peerd import __version__, network
 from peerd.bookreader import receive_book
 from peerd.config import Config
 from peerd.dialler import Dialler
-from peerd.errors import Code, PeerdError
+from peerd.errors import Code, Outcome, PeerdError
 from peerd.hub import Hub
 from peerd.journal import Event, log, report
 from peerd.links import LeaderLink
@@ -256,7 +256,7 @@ class Node:
         except asyncio.CancelledError:
             await link.close()
             raise
-        if error is None or error.kind.outcome != "denied" or error.code is Code.PENDING:
+        if error is None or error.kind.outcome is not Outcome.DENIED or error.code is Code.PENDING:
             return link, error
         self._joining = joining
         if replaces:
@@ -277,8 +277,7 @@ class Node:
             identity.leader_address,
             self._dialler.connect,
             lambda: self._registration(identity),
-            lambda: self._config().heartbeat_interval,
-            lambda: self._config().connect_timeout,
+            self._config,
             lambda connected, detail: self._link_changed(identity, connected, detail),
             lambda error: self._link_refused(identity, error),
             self._book_changed,

@@ -5,7 +5,6 @@ Pure code: what a registration changes, or why it is refused, is decided here.
 
 from __future__ import annotations
 
-import difflib
 import enum
 import hashlib
 import json
@@ -13,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 
 from peerd import validate
-from peerd.errors import Code, PeerdError
+from peerd.errors import Code, PeerdError, suggestion
 from peerd.messages import MAX_TEXT, Registration, take
 
 
@@ -66,7 +65,7 @@ class Peer:
             return take(entry, name, lambda value: validate.string(value, name, MAX_TEXT), "")
 
         def moment(name: str) -> float:
-            return take(entry, name, _moment, 0.0)
+            return take(entry, name, validate.moment, 0.0)
 
         return cls(
             take(entry, "peer_id", validate.peer_id),
@@ -96,12 +95,6 @@ def _fingerprint(peer: Peer) -> int:
 
 def _state(value: object) -> State:
     return State(validate.string(value, "state", MAX_TEXT))
-
-
-def _moment(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 2**40:
-        raise ValueError("must be seconds since the epoch")
-    return float(value)
 
 
 def in_order(peers: Iterable[Peer]) -> list[Peer]:
@@ -166,10 +159,7 @@ class PeerBook:
 
     def missing(self, wanted: str) -> PeerdError:
         """The error for an id or address that is nobody's: PEER_NOT_FOUND, with the ids that it may be a slip of."""
-        lowered = {peer_id.lower(): peer_id for peer_id in self._by_id}
-        close = [lowered[match] for match in difflib.get_close_matches(wanted.lower(), lowered, 3, 0.6)]
-        suggestion = f"Did you mean {' or '.join(close)}?" if close else ""
-        return PeerdError(Code.PEER_NOT_FOUND, peer=wanted, suggestion=suggestion)
+        return PeerdError(Code.PEER_NOT_FOUND, peer=wanted, suggestion=suggestion(wanted, self._by_id))
 
     def put(self, peer: Peer) -> None:
         """Add or replace; whatever held the same id or the same address goes."""

@@ -124,16 +124,21 @@ class Policy:
 
 def decide(policy: Policy, question: Question) -> Decision:
     """Whether a peer may run a command here, and why."""
-    if not policy.accept:
-        return Decision(False, "accept-exec is no")
-    if not policy.rules:
-        return Decision(True, "no rule limits registered peers")
+    if decision := _by_no_rule(policy):
+        return decision
     objections = [_objection(policy, rule, question) or _misplaced(rule, question) for rule in policy.rules]
     if rule := _widest(rule for rule, objection in zip(policy.rules, objections, strict=True) if not objection):
         reason = f"allowed by [allow {rule.name}]"
         return Decision(True, reason, rule.name, rule.max_timeout, rule.directories is not None)
     named = zip(policy.rules, objections, strict=True)
     return Decision(False, "; ".join(f"[allow {rule.name}]: {objection}" for rule, objection in named))
+
+
+def _by_no_rule(policy: Policy) -> Decision | None:
+    """The decision where none of the rules matters."""
+    if not policy.accept:
+        return Decision(False, "accept-exec is no")
+    return None if policy.rules else Decision(True, "no rule limits registered peers")
 
 
 def decisive_directories(policy: Policy, question: Question) -> tuple[str, ...]:
@@ -158,10 +163,8 @@ def decide_job(policy: Policy, peer: str, owner: str) -> Decision:
 
     :param owner: the id of the peer that asked for it
     """
-    if not policy.accept:
-        return Decision(False, "accept-exec is no")
-    if not policy.rules:
-        return Decision(True, "no rule limits registered peers")
+    if decision := _by_no_rule(policy):
+        return decision
     if peer == owner:
         return Decision(True, "it is its own command")
     for rule in policy.rules:
@@ -180,10 +183,8 @@ def decide_record(policy: Policy, peer: str, event: str, caller: str) -> Decisio
 
 def decide_apps(policy: Policy, peer: str) -> Decision:
     """Whether a peer may look after the apps of this machine: where it may run anything as root."""
-    if not policy.accept:
-        return Decision(False, "accept-exec is no")
-    if not policy.rules:
-        return Decision(True, "no rule limits registered peers")
+    if decision := _by_no_rule(policy):
+        return decision
     for rule in policy.rules:
         as_root = rule.users is None or "root" in rule.users
         if as_root and replace(rule, users=None, max_timeout=None).unlimited and policy.includes(rule.peers, peer):

@@ -55,17 +55,11 @@ class Query:
     def from_wire(cls, fields: Mapping[str, object]) -> Query:
         """The query in the fields of a getLog."""
         return cls(
-            take(fields, "since", _moment, 0.0),
+            take(fields, "since", validate.moment, 0.0),
             take_optional(fields, "lines", validate.lines),
             take(fields, "follow", validate.boolean, False),
             take(fields, "after", validate.cursor, ""),
         )
-
-
-def _moment(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 2**40:
-        raise ValueError("must be seconds since the epoch")
-    return float(value)
 
 
 def from_journal(lines: Sequence[bytes]) -> Batch:

@@ -62,12 +62,13 @@ class Registry:
     def __init__(self, path: str | Path) -> None:
         self._store = Database(path, SCHEMA_VERSION, self._migrate, self._probe, precious=True)
         self._database = self._store.peewee
-        meta = type("Meta", (), {"database": self._database})
 
         class Setting(peewee.Model):  # type: ignore[misc]
             name = peewee.TextField(primary_key=True)
             value = peewee.TextField()
-            Meta = meta
+
+            class Meta:
+                database = self._database
 
         class PeerRow(peewee.Model):  # type: ignore[misc]
             peer_id = peewee.TextField(primary_key=True)
@@ -78,7 +79,10 @@ class Registry:
             public_key = peewee.TextField(default="")
             first_seen = peewee.DoubleField()
             last_seen = peewee.DoubleField()
-            Meta = type("Meta", (), {"database": self._database, "table_name": "peer_registry"})
+
+            class Meta:
+                database = self._database
+                table_name = "peer_registry"
 
         class ClaimRow(peewee.Model):  # type: ignore[misc]
             ip_address = peewee.TextField(primary_key=True)
@@ -90,22 +94,21 @@ class Registry:
             first_seen = peewee.DoubleField()
             last_seen = peewee.DoubleField()
             state = peewee.TextField()
-            Meta = type("Meta", (), {"database": self._database, "table_name": "peer_claim"})
+
+            class Meta:
+                database = self._database
+                table_name = "peer_claim"
 
         class AppRow(peewee.Model):  # type: ignore[misc]
             name = peewee.TextField()
             mode = peewee.TextField()
             unit = peewee.TextField()
             directory = peewee.TextField()
-            Meta = type(
-                "Meta",
-                (),
-                {
-                    "database": self._database,
-                    "table_name": "app",
-                    "primary_key": peewee.CompositeKey("name", "mode"),
-                },
-            )
+
+            class Meta:
+                database = self._database
+                table_name = "app"
+                primary_key = peewee.CompositeKey("name", "mode")
 
         self._settings: Any = Setting
         self._peers: Any = PeerRow

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from functools import partial
 
 from peerd import connection, protocol, validate
+from peerd.backoff import Backoff
 from peerd.connection import Connection
 from peerd.errors import Code, Outcome, PeerdError
 from peerd.journal import Event, log
@@ -26,8 +27,7 @@ from peerd.session import Hearing, Session
 
 _CANCEL_LIMIT = 60.0
 """Seconds to wait for a target's word that a cancelled command is gone."""
-_FIRST_DELAY = 0.2
-_LONGEST_DELAY = 2.0
+_LONGEST_PAUSE = 2.0
 
 
 class Remote:
@@ -88,7 +88,7 @@ class Remote:
         asking, asked, back, again, late = request is not None, 0, begun, False, False
         since: float | None = None
         told = False
-        delay = _FIRST_DELAY
+        backoff = Backoff(_LONGEST_PAUSE)
         detach = request is not None and request.detach
         while True:
             heard, boot, resumable = self._heard, "", True
@@ -148,9 +148,10 @@ class Remote:
                 raise self._lost
             asking, back = False, True
             if self._heard != heard:
-                since, delay = None, _FIRST_DELAY
+                since = None
             if since is None:
                 since, told = time.monotonic(), False
+                backoff.reset()
             given_up = self._session.cancel.is_set() or self._session.gone.is_set()
             if given_up or time.monotonic() - since > self._patience:
                 raise self._lost
@@ -158,8 +159,7 @@ class Remote:
             if not told and time.monotonic() - since > self._patience / 2:
                 told = True
                 self._session.say(f"Connection to {self._target.peer_id} lost, trying to get back to the command")
-            await asyncio.sleep(delay)
-            delay = min(delay * 2, _LONGEST_DELAY)
+            await asyncio.sleep(backoff.take())
 
     def _hold(self, held: Hearing, link: Connection) -> None:
         """Keep the connection, and with it the output at its other end, until the caller has all."""
@@ -269,6 +269,20 @@ def in_doubt(error: PeerdError, peer_id: str, exec_id: str) -> PeerdError:
     if error.kind.outcome in (Outcome.DENIED, Outcome.UNREACHABLE, Outcome.FAILED):
         return PeerdError(Code.LOST, [error.sentence], peer=peer_id, exec_id=exec_id)
     return error
+
+
+@contextlib.asynccontextmanager
+async def borrow(pool: Pool, target: Peer, timeout: float | None = None) -> AsyncIterator[Connection]:
+    """A connection to a peer, for one request that may be made again.
+
+    :param timeout: seconds for all of it; None for no bound beyond those of connecting
+    :raises PeerdError: CONNECT_FAILED, or why the peer refuses to talk
+    """
+    try:
+        async with pool.borrow(target.ip_address) as link, asyncio.timeout(timeout):
+            yield link
+    except OSError as error:
+        raise connect_failed(target, error) from None
 
 
 def connect_failed(target: Peer, error: OSError) -> PeerdError:

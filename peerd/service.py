@@ -48,7 +48,7 @@ class Service:
             Known.JOB: jobs.known,
             Known.APP: lambda: {app.name for app in registry.apps()},
         }
-        self._parts = (
+        parts = (
             self,
             execution,
             jobs,
@@ -58,6 +58,10 @@ class Service:
             Trust(node, config),
             Logs(node),
         )
+        methods = {name: f"do_{snake_case(name)}" for name in BY_NAME}
+        self._methods: dict[str, Callable[..., Coroutine[Any, Any, Answer]]] = {
+            name: getattr(part, method) for name, method in methods.items() for part in parts if hasattr(part, method)
+        }
 
     async def call(self, name: str, params: Mapping[str, Any], session: Session) -> Answer:
         """Do a command.
@@ -65,9 +69,7 @@ class Service:
         :param params: its options by name, as the table's parsers returned them; those not given are absent
         :raises PeerdError: what went wrong
         """
-        method = f"do_{snake_case(BY_NAME[name].name)}"
-        part = next(part for part in self._parts if hasattr(part, method))
-        work: Coroutine[Any, Any, Answer] = getattr(part, method)(session, **params)
+        work = self._methods[name](session, **params)
         try:
             if not BY_NAME[name].asks:
                 return await work

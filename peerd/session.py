@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from peerd.messages import STREAMS, WINDOW, Offsets
@@ -102,10 +102,6 @@ class PacedSink:
         self._start = offsets
         self._sent = dict(offsets)
 
-    async def started(self) -> None:
-        """As :class:`Sink` has it."""
-        await self._sink.started()
-
     async def output(self, stream: str, data: Data) -> None:
         """As :class:`Sink` has it."""
         self._sent[stream] += len(data)
@@ -152,15 +148,19 @@ class Session:
 
     caller: Caller
     sink: Sink
-    cancel: asyncio.Event
-    gone: asyncio.Event
-    say: Callable[[str], None]
-    stdin: Stdin
-    delivery: Delivery
+    cancel: asyncio.Event = field(default_factory=asyncio.Event)
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+    say: Callable[[str], None] = lambda line: None
+    stdin: Stdin = field(default_factory=lambda: Stdin(lambda start, until, taken: None))
+    delivery: Delivery = field(default_factory=Delivery)
     running: Callable[[str, int], None] = lambda exec_id, step: None
     resume: Resume | None = None
     hearing: Hearing | None = None
     after: str = ""
+
+    def resumed(self, step: int) -> Resume | None:
+        """Where the caller goes on with this one of its commands, or None where it does not."""
+        return self.resume if self.resume and self.resume.step == step else None
 
 
 async def unless(stops: Sequence[asyncio.Event], work: Coroutine[Any, Any, T]) -> T | None:

@@ -266,7 +266,7 @@ class TcpFront(Front):
 
     async def _attend(self, link: Connection, caller: Caller, exec_id: str, offsets: Offsets) -> None:
         async with Conversation(link) as talk:
-            session = Session(caller, talk.sink(), talk.cancel, talk.gone, lambda line: None, talk.stdin, talk.delivery)
+            session = Session(caller, talk.sink(), talk.cancel, talk.gone, stdin=talk.stdin, delivery=talk.delivery)
             result = await self._executor.attend(exec_id, session, offsets)
             if result is None:
                 raise ConnectionError("the caller has heard enough")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from peerd import guard, settling
 from peerd.answer import Answer
@@ -54,8 +53,9 @@ class Trust:
         if action and (user or env):
             raise PeerdError(Code.USAGE, reason="--user and --env go with a command")
         config = self._config()
-        request = ExecRequest("", directory, shell_cmd, tuple(argv), Action(action) if action else None, timeout)
-        request = settling.resolve(replace(request, env=dict(env), user=user), config)
+        own = Action(action) if action else None
+        request = ExecRequest("", directory, shell_cmd, tuple(argv), own, timeout, dict(env), user)
+        request = settling.resolve(request, config)
         decision, question = await guard.judge(config.policy, guard.question_of(request, timeout, peer))
         registered = self._node.book.by_id(peer) is not None
         if decision.allowed:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import AsyncGenerator, Callable, Mapping
 from functools import partial
 from typing import Any
@@ -38,8 +37,7 @@ class UnixFront(Front):
 
     def who(self, link: Connection) -> str:
         """The user at the other end."""
-        options = socket.SOL_SOCKET, socket.SO_PEERCRED, network.UCRED.size
-        _, uid, _ = network.UCRED.unpack(link.socket.getsockopt(*options))
+        uid, _ = users.credentials(link.socket)
         return users.name(uid)
 
     async def _serve(self, link: Connection, who: str) -> None:
@@ -54,7 +52,7 @@ class UnixFront(Front):
                     pass
 
     async def _handle(self, link: Connection, who: str, hearing: Hearing, frame: Frame) -> None:
-        if not network.is_member(link.socket):
+        if not users.is_member(link.socket):
             if refusals.connections.refused(who):
                 log(Event.CALLER_REFUSED, f"Connection from {who} refused: no member of the group", caller=who)
             raise PeerdError(Code.DENIED, reason="only root and members of the group peerd may use d")

@@ -28,13 +28,12 @@ MAX_LINES = 10_000
 _MAX_SHOWN = 80
 _FIRST = 1.0
 """A time before anything happened: 0 says that none is given, and systemd knows none before the epoch."""
-_PEER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]{0,254}\$?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
 _SIZE = re.compile(r"([0-9]{1,18})([KMGT]?)")
 _PERCENT = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)%?")
 _AGO = re.compile(r"-?([0-9]{1,9})([smhd])")
-_APP = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _UNIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9:_.\\-]*(?:@[A-Za-z0-9:_.\\-]+)?\.(?:service|socket|target|timer|path)")
 _EXEC_ID = re.compile(r"[0-9a-f]{16,32}")
 _CURSOR = re.compile(r"[a-z0-9=;]{1,256}")
@@ -86,11 +85,13 @@ def string(value: object, what: str, limit: int) -> str:
 
 def peer_id(value: object) -> str:
     """A peer id: a letter or digit, then up to 62 letters, digits, dots, dashes and underscores."""
-    if not isinstance(value, str) or not _PEER_ID.fullmatch(value):
-        raise ValueError(
-            f"not a valid peer id: {shown(value)} "
-            "(a letter or digit, then letters, digits, '.', '-' or '_'; at most 63)"
-        )
+    return _name(value, "peer id")
+
+
+def _name(value: object, what: str) -> str:
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        hint = "a letter or digit, then letters, digits, '.', '-' or '_'; at most 63"
+        raise ValueError(f"not a valid {what}: {shown(value)} ({hint})")
     return value
 
 
@@ -130,12 +131,7 @@ def directory(value: object) -> str:
 
 def app(value: object) -> str:
     """The name of an app: what may be part of a unit's name."""
-    if not isinstance(value, str) or not _APP.fullmatch(value):
-        raise ValueError(
-            f"not a valid name of an app: {shown(value)} "
-            "(a letter or digit, then letters, digits, '.', '-' or '_'; at most 63)"
-        )
-    return value
+    return _name(value, "name of an app")
 
 
 def unit(value: object) -> str:
@@ -243,17 +239,28 @@ def percentage(value: object) -> float:
 
 
 def count(value: object) -> int:
-    """A number of processes and threads, at least one."""
-    if isinstance(value, str) and value.isascii() and value.isdigit():
-        value = int(value[:19])
-    return integer(value, 1, 2**31)
+    """A count, at least one."""
+    return whole(value, 1, 2**31)
 
 
 def lines(value: object) -> int:
     """How many records of a journal."""
+    return whole(value, 0, MAX_LINES)
+
+
+def whole(value: object, low: int, high: int) -> int:
+    """A whole number from ``low`` to ``high``, also as text."""
     if isinstance(value, str) and value.isascii() and value.isdigit():
-        value = int(value[:9])
-    return integer(value, 0, MAX_LINES)
+        # No number that is allowed anywhere is longer.
+        value = int(value[:19])
+    return integer(value, low, high)
+
+
+def moment(value: object) -> float:
+    """A time in seconds since the epoch."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 2**40:
+        raise ValueError("must be seconds since the epoch")
+    return float(value)
 
 
 def cursor(value: object) -> str:

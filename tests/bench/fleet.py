@@ -20,10 +20,10 @@ import time
 from collections.abc import Callable
 from typing import cast
 
+from peerd.backoff import Backoff
 from peerd.bookreader import receive_book
 from peerd.connection import Connection
 from peerd.messages import Registration
-from peerd.pauses import Pauses
 from peerd.peers import PeerBook
 
 PORT = 3600
@@ -102,7 +102,7 @@ class Worker(asyncio.Protocol):
 
     async def run(self) -> None:
         """Be registered, and come back as a worker does."""
-        loop, pauses = asyncio.get_running_loop(), Pauses()
+        loop, backoff = asyncio.get_running_loop(), Backoff()
         while True:
             made = self.bound()
             self._over.clear()
@@ -112,9 +112,9 @@ class Worker(asyncio.Protocol):
             except OSError:
                 made.close()
             else:
-                pauses.reset()
+                backoff.reset()
                 await self._live()
-            await asyncio.sleep(pauses.take())
+            await asyncio.sleep(backoff.take())
 
     def bound(self) -> socket.socket:
         """A socket with this worker's address and a port that only root has."""

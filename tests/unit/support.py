@@ -32,7 +32,6 @@ from peerd.run import Run
 from peerd.scopes import Limits, ScopeManager
 from peerd.session import Caller, ConfirmingSink, Delivery, Session, Sink
 from peerd.spool import Data
-from peerd.stdin import Stdin
 from peerd.storage import Storage
 from peerd.systemd1 import Systemd, SystemdError
 
@@ -577,15 +576,7 @@ async def hear(
     delivery, heard = Delivery(), sink or Heard()
     if isinstance(heard, Heard):
         delivery.confirm({stream: len(data) for stream, data in heard.streams.items()})
-    audience = Session(
-        CALLER,
-        ConfirmingSink(heard, delivery),
-        cancel or asyncio.Event(),
-        asyncio.Event(),
-        lambda line: None,
-        Stdin(lambda start, until, taken: None),
-        delivery,
-    )
+    audience = Session(CALLER, ConfirmingSink(heard, delivery), cancel or asyncio.Event(), delivery=delivery)
     result = await executor.attend(asked.exec_id, audience, delivery.offsets)
     assert result is not None
     executor.delivered(asked.exec_id)

@@ -18,7 +18,7 @@ from peerd.errors import Code, PeerdError
 
 UNITS = Path(__file__).parents[2] / "units"
 PATHS = {busapi.peer_path("vps"): PEER, busapi.peer_path("web-1"): PEER, busapi.job_path("0" * 16): busapi.JOB}
-IDS = st.from_regex(validate._PEER_ID, fullmatch=True)
+IDS = st.from_regex(validate._NAME, fullmatch=True)
 
 
 @pytest.mark.parametrize(

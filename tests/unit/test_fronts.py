@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from peerd import __version__, logs, messages, network, refusals
+from peerd import __version__, logs, messages, refusals, users
 from peerd.answer import Batch
 from peerd.apphost import AppHost
 from peerd.errors import Code, Outcome, PeerdError
@@ -82,7 +82,7 @@ async def served(
 def test_who_is_not_in_the_group_is_denied_even_where_the_socket_lets_it_in(
     tmp_path: Path, records: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(network, "is_member", lambda connection: False)
+    monkeypatch.setattr(users, "is_member", lambda connection: False)
 
     async def main() -> None:
         async with served(tmp_path) as local, dialled(local.path) as wire:

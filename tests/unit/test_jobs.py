@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from peerd import history, jobs, network, remote, scopes, turns, validate
+from peerd import history, jobs, network, scopes, turns, validate
 from peerd.answer import Answer
 from peerd.apphost import AppHost
+from peerd.backoff import Backoff
 from peerd.errors import Code, Outcome, PeerdError
 from peerd.executor import Executor
 from peerd.history import History
@@ -50,8 +51,7 @@ def _others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network, "is_own_address", lambda address: False)
     monkeypatch.setattr(scopes, "processes", FakeScopes.members)
     monkeypatch.setattr(jobs, "_RETRY_DELAY", 0.0)
-    monkeypatch.setattr(remote, "_FIRST_DELAY", 0.0)
-    monkeypatch.setattr(remote, "_LONGEST_DELAY", 0.0)
+    monkeypatch.setattr(Backoff, "take", lambda self: 0.0)
 
 
 class Here:

@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 
-from peerd import links, pauses
+from peerd import backoff, links
+from peerd.backoff import Backoff
 from peerd.bookreader import receive_book
 from peerd.errors import Code, PeerdError
 from peerd.links import LeaderLink
 from peerd.peers import Peer
-from unit.support import LOCALHOST, FakePeers, Wire, linked, registration
+from unit.support import LOCALHOST, FakePeers, Wire, linked, registration, settings
 
 VPS = Peer("vps", LOCALHOST, is_online=True)
 DESKTOP = Peer("desktop", "10.0.0.2", is_online=True)
@@ -38,13 +39,13 @@ class Worker:
 @asynccontextmanager
 async def worker(peers: FakePeers, interval: float = 1000.0, timeout: float = 5.0) -> AsyncIterator[Worker]:
     changes: asyncio.Queue[tuple[bool, str]] = asyncio.Queue()
+    config = settings(heartbeat_interval=interval, connect_timeout=timeout)
     updates: list[list[str]] = []
     link = LeaderLink(
         LOCALHOST,
         peers.connect,
         lambda: registration("laptop"),
-        lambda: interval,
-        lambda: timeout,
+        lambda: config,
         lambda connected, detail: changes.put_nowait((connected, detail)),
         updated=lambda: updates.append(link.book.ids()),
     )
@@ -70,8 +71,8 @@ async def admit(peers: FakePeers, *known: Peer) -> Wire:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a link try again at once."""
-    monkeypatch.setattr(pauses, "SHORTEST", 0.001)
-    monkeypatch.setattr(pauses, "LONGEST", 0.001)
+    monkeypatch.setattr(Backoff, "SHORTEST", 0.001)
+    monkeypatch.setattr(Backoff, "LONGEST", 0.001)
 
 
 def test_a_worker_registers_and_knows_the_peers() -> None:
@@ -178,7 +179,7 @@ def test_a_worker_that_cannot_reach_its_leader_says_why(quick: None) -> None:
 
 
 def test_a_worker_tries_again_at_once_when_the_network_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pauses, "LONGEST", 1000.0)
+    monkeypatch.setattr(Backoff, "LONGEST", 1000.0)
     monkeypatch.setattr(links, "_REFUSED_DELAY", 1000.0)
 
     async def main() -> None:
@@ -216,7 +217,7 @@ def test_a_connected_worker_sees_at_once_whether_its_leader_is_still_there(quick
 
 
 def test_changes_that_come_in_a_flood_are_one_question(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pauses, "SHORTEST", 1000.0)
+    monkeypatch.setattr(Backoff, "SHORTEST", 1000.0)
 
     async def main() -> None:
         async with FakePeers().serving() as peers, worker(peers) as me:
@@ -238,15 +239,15 @@ def test_changes_that_come_in_a_flood_are_one_question(monkeypatch: pytest.Monke
 def test_a_hundred_workers_are_back_within_seconds_and_do_not_arrive_together(
     away: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pauses, "random", random.Random(1))
+    monkeypatch.setattr(backoff, "random", random.Random(1))
     arrivals = []
     for _ in range(100):
         # All lose the leader in the same moment, and an attempt before its return takes no time.
-        waits, now = pauses.Pauses(), 0.0
+        waits, now = Backoff(), 0.0
         while now <= away:
             now += waits.take()
         arrivals.append(now - away)
-    assert max(arrivals) <= pauses.LONGEST
+    assert max(arrivals) <= Backoff.LONGEST
     tenths = Counter(int(arrival * 10) for arrival in arrivals)
     # A restart in no time is the worst: the first pause is the shortest.
     assert max(tenths.values()) <= {0.0: 70, 1.0: 30}.get(away, 12)

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from peerd import logs, pauses, records, validate
+from peerd import logs, records, validate
 from peerd.answer import Batch, Record
+from peerd.backoff import Backoff
 from peerd.connection import Connection
 from peerd.errors import Code, PeerdError
 from peerd.logs import Reader
@@ -259,7 +260,7 @@ def test_a_peer_does_not_tell_of_more_records_than_it_was_asked_for(
 
 
 def test_who_follows_a_peers_records_goes_on_where_they_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pauses, "SHORTEST", 0.0)
+    monkeypatch.setattr(Backoff, "SHORTEST", 0.0)
 
     async def main() -> None:
         async with FakePeers().serving() as peers:

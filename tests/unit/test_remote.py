@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 from peerd import remote
+from peerd.backoff import Backoff
 from peerd.connection import Connection
 from peerd.errors import Code, Outcome, PeerdError
 from peerd.messages import WINDOW, ExecRequest, ExecResult
@@ -32,8 +33,7 @@ SMALL = 200_000
 
 @pytest.fixture(autouse=True)
 def _no_delay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "_FIRST_DELAY", 0.0)
-    monkeypatch.setattr(remote, "_LONGEST_DELAY", 0.0)
+    monkeypatch.setattr(Backoff, "take", lambda self: 0.0)
 
 
 class Calling:

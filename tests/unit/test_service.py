@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from peerd import __version__, connection, membership, network, pauses, turns
+from peerd import __version__, connection, membership, network, turns
 from peerd.answer import Answer
 from peerd.apphost import AppHost
+from peerd.backoff import Backoff
 from peerd.connection import Connection
 from peerd.errors import Code, Outcome, PeerdError
 from peerd.history import History
@@ -944,8 +945,8 @@ def test_who_rejects_what_a_peer_claimed_is_told_that_it_stays_a_peer() -> None:
 def test_a_worker_that_must_wait_stays_a_worker_and_goes_on_asking(
     records: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pauses, "SHORTEST", 0.001)
-    monkeypatch.setattr(pauses, "LONGEST", 0.001)
+    monkeypatch.setattr(Backoff, "SHORTEST", 0.001)
+    monkeypatch.setattr(Backoff, "LONGEST", 0.001)
     pending = PeerdError(Code.PENDING, peer="desktop", address="127.0.0.2")
 
     async def main() -> None:
