@@ -60,6 +60,10 @@ class Audience:
 
     async def _feed(self, reader: Input) -> None:
         """Pass on what the caller sends to the command's standard input, at the pace at which it reads."""
+        # The connection before this one may not have been read to its end; what is left comes again.
+        if reader.feeder:
+            reader.feeder.cancel()
+        reader.feeder = asyncio.current_task()
         stdin = self._session.stdin
         stdin.open(reader.received, reader.until, reader.until - WINDOW)
         granting = asyncio.create_task(self._grant(reader))

@@ -215,6 +215,7 @@ class Output:
 class Input:
     """What a command reads: from whoever sends it, through a spool, into the command's pipe.
 
+    :ivar feeder: who passes on what is sent; one at a time, as each goes on from what had come when it began
     :param pipe: the end to write, not blocking
     :param closed: called when the command gets no more, to close the pipe everywhere
     """
@@ -223,6 +224,7 @@ class Input:
         self._spool = spool
         self._pipe = pipe
         self._closed = closed
+        self.feeder: asyncio.Task[None] | None = None
         self._open = True
         self._last_until = 0
         self._writing = False

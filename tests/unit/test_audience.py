@@ -60,6 +60,7 @@ class FakeInput(Input):
 
     def __init__(self, received: int = 0) -> None:
         self._open = True
+        self.feeder = None
         self.got = bytearray(received)
         self.taken_so_far = received
         self.fed: list[int] = []
@@ -297,6 +298,34 @@ def test_input_starts_where_the_reader_is() -> None:
         assert bytes(reader.got[5:]) == b"more"
         run.end()
         await listener.listening
+        run.close()
+
+    asyncio.run(main())
+
+
+def test_of_two_who_send_only_the_later_one_is_heard() -> None:
+    async def main() -> None:
+        reader = FakeInput()
+        run = FakeRun(stdin=reader)
+        run.begin()
+        before = Listener(run)
+        await before.granted.wait()
+        before.stdin.feed(b"one ")
+        await turns()
+        later = Listener(run)
+        await later.granted.wait()
+        assert later.windows == [(4, WINDOW)]
+        # The rest of what was on its way comes again.
+        later.stdin.feed(b"two ")
+        before.stdin.feed(b"two ")
+        await turns()
+        before.stdin.feed(b"three ")
+        later.stdin.feed(b"three")
+        later.stdin.feed(b"")
+        await reader.ended.wait()
+        assert bytes(reader.got) == b"one two three"
+        run.end()
+        await asyncio.gather(before.listening, later.listening)
         run.close()
 
     asyncio.run(main())
