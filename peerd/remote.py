@@ -45,6 +45,7 @@ class Remote:
         self._patience = patience
         self._offsets = dict.fromkeys(STREAMS, 0)
         self._relay = Relay(session)
+        self._started = False
         self._sent: int | None = None
         self._heard = 0
         self._boot = ""
@@ -205,7 +206,10 @@ class Remote:
                         session.stdin.open(start, until, taken)
                         tasks.append(asyncio.create_task(self._forward_stdin(link, start)))
                 elif frame.type == "started":
-                    await session.sink.started()
+                    # Once, whatever it says: this does not wait for whoever reads it.
+                    if not self._started:
+                        self._started = True
+                        await session.sink.started()
                     if detach:
                         return ExecResult(Outcome.EXITED, 0)
                 elif frame.type == "result":

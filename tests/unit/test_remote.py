@@ -102,6 +102,30 @@ def attach_at(frame: Frame, stdout: int, stderr: int) -> bool:
     return frame.fields == {"execId": EXEC_ID, "stdout": stdout, "stderr": stderr}
 
 
+def test_that_it_started_is_passed_on_once_however_often_it_is_said() -> None:
+    starts: list[Heard] = []
+
+    class Counting(Heard):
+        async def started(self) -> None:
+            starts.append(self)
+
+    async def main() -> None:
+        async with calling(heard=Counting()) as caller:
+            running = caller.execute()
+            wire = await caller.target("execRequest")
+            for _ in range(3):
+                wire.link.post("started")
+            await caller.output(wire, b"one ")
+            wire.reset()
+            wire = await caller.target("attachJob")
+            wire.link.post("started")
+            await wire.link.send("result", ExecResult(Outcome.EXITED, 0).to_wire())
+            await running
+            assert len(starts) == 1
+
+    asyncio.run(main())
+
+
 def test_a_connection_that_breaks_again_and_again_loses_and_repeats_nothing() -> None:
     async def main() -> None:
         async with calling() as caller:
