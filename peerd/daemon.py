@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ from peerd.validate import printable
 _STATUS_DELAY = 0.5
 _MAX_SHOWN = 200
 _BACKLOG = 1024
+"""Connections that wait, the same as in the socket units: a server calls listen(2) again."""
 _USEC = 1_000_000
 
 
@@ -100,8 +101,7 @@ class Daemon:
         self._bus.start()
         sleep = SleepWatch(self._systemd.connect, self._node.resumed)
         servers = [
-            # For the unix socket, too: create_unix_server of Python 3.13 would remove its file, which is systemd's.
-            await loop.create_server(partial(Connection, self._fronts[name].accept), sock=listener, backlog=_BACKLOG)
+            await _serve(listener, partial(Connection, self._fronts[name].accept))
             for name, sockets in self._listeners.items()
             for listener in sockets
         ]
@@ -172,6 +172,14 @@ class Daemon:
         while interval:
             self._notifier.notify("WATCHDOG=1")
             await asyncio.sleep(interval)
+
+
+async def _serve(listener: socket.socket, protocol: Callable[[], asyncio.BaseProtocol]) -> asyncio.Server:
+    """Accept connections, one a turn of the loop: by its backlog asyncio counts its attempts, also vain ones."""
+    # For a unix socket, too: create_unix_server of Python 3.13 would remove its file, which is systemd's.
+    server = await asyncio.get_running_loop().create_server(protocol, sock=listener, backlog=1)
+    listener.listen(_BACKLOG)
+    return server
 
 
 def _report_stray(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import resource
 import socket
 import sys
 from pathlib import Path
@@ -186,3 +188,31 @@ def test_the_status_says_that_a_configuration_is_not_in_force(
     bad = f"{usual}; configuration not reloaded: {etc}/peerd.conf: accept-exec: must be yes or no"
     assert [state for state in told if state.startswith("STATUS")] == [bad, bad, usual]
     assert len(records.of(Event.CONFIG_INVALID)) == 1
+
+
+def test_where_no_descriptor_is_left_that_is_said_once_at_a_time(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _loop, context: said.append(context["message"]))
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(tmp_path / "socket"))
+        listener.listen()
+        listener.setblocking(False)
+        server = await daemon._serve(listener, asyncio.Protocol)
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with socket.socket(socket.AF_UNIX) as caller:
+            spare = os.dup(caller.fileno())
+            resource.setrlimit(resource.RLIMIT_NOFILE, (spare, before[1]))
+            os.close(spare)
+            try:
+                caller.connect(str(tmp_path / "socket"))
+                await asyncio.sleep(0.1)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        server.close()
+        await server.wait_closed()
+
+    asyncio.run(main())
+    assert said == ["socket.accept() out of system resource"]
