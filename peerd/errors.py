@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import enum
+import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -323,6 +324,7 @@ KINDS: Mapping[Code, Kind] = {
 
 _EMPTY = ("reason", "seconds", "exec_id", "directory", "user", "app", "unit", "suggestion", "name", "theirs", "ours")
 _DEFAULTS = {**dict.fromkeys(_EMPTY, ""), "peer": "peer", "address": "unknown", "command": "COMMAND"}
+_MOST_LIKELY = 100
 _MAX_DETAIL = 4096
 _MAX_LINES = 10
 _MAX_LINE = 500
@@ -331,7 +333,10 @@ _MAX_LINE = 500
 def suggestion(word: str, known: Iterable[str]) -> str:
     """A question for those of some names that a word may be a slip of; "" where it is like none of them."""
     lowered = {name.lower(): name for name in known}
-    close = [lowered[match] for match in difflib.get_close_matches(word.lower(), lowered, 3, 0.6)]
+    word = word.lower()
+    # Each takes difflib some 0.1 ms.
+    likely = heapq.nsmallest(_MOST_LIKELY, lowered, lambda name: (name[:1] != word[:1], abs(len(name) - len(word))))
+    close = [lowered[match] for match in difflib.get_close_matches(word, likely, 3, 0.6)]
     return f"Did you mean {' or '.join(close)}?" if close else ""
 
 

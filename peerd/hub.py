@@ -151,7 +151,7 @@ class Hub:
         peer = next((entry for entry in chosen if entry.state is State.REGISTERED), None)
         claims = [entry for entry in chosen if entry is not peer]
         if not (peer or claims):
-            raise _elsewhere(found, peer_id) if found else self.book.missing(peer_id)
+            raise _elsewhere(found, peer_id) if found else PeerdError(Code.PEER_NOT_FOUND, peer=peer_id, suggestion="")
         deleted = replace(peer, is_online=False, state=State.DELETED) if peer else None
         with self._registry.changing():
             for claim in claims:

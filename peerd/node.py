@@ -213,7 +213,10 @@ class Node:
             return known
         if self.hub:
             raise self.book.missing(wanted)
-        return Peer.from_wire(await self._ask("getPeerInfo", {key: wanted}))
+        try:
+            return Peer.from_wire(await self._ask("getPeerInfo", {key: wanted}))
+        except PeerdError as error:
+            raise self.book.explain(error, wanted) from None
 
     async def _ask(self, type_: str, fields: Mapping[str, object]) -> Mapping[str, object]:
         await self.informed()

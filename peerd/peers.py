@@ -161,6 +161,10 @@ class PeerBook:
         """The error for an id or address that is nobody's: PEER_NOT_FOUND, with the ids that it may be a slip of."""
         return PeerdError(Code.PEER_NOT_FOUND, peer=wanted, suggestion=suggestion(wanted, self._by_id))
 
+    def explain(self, error: PeerdError, wanted: str) -> PeerdError:
+        """The error of another machine that was asked for a peer, as it would be said here."""
+        return self.missing(wanted) if error.code is Code.PEER_NOT_FOUND else error
+
     def put(self, peer: Peer) -> None:
         """Add or replace; whatever held the same id or the same address goes."""
         for old in (self._by_id.get(peer.peer_id), self._by_address.get(peer.ip_address)):

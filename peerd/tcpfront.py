@@ -238,7 +238,8 @@ class TcpFront(Front):
             wanted = take(fields, "peer", validate.peer_id)
             found = self._node.book.by_id(wanted)
         if found is None:
-            raise self._node.book.missing(wanted)
+            # What it may be a slip of is found by who asks: that takes long.
+            raise PeerdError(Code.PEER_NOT_FOUND, peer=wanted, suggestion="")
         return found
 
     async def _execute(self, link: Connection, peer: Peer, request: ExecRequest) -> None:

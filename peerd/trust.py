@@ -80,7 +80,10 @@ class Trust:
     async def _change(
         self, session: Session, action: RegistryAction, peer: str, address: str | None, done: str
     ) -> Answer:
-        where = await self._node.change_registry(action, peer, address, str(session.caller))
+        try:
+            where = await self._node.change_registry(action, peer, address, str(session.caller))
+        except PeerdError as error:
+            raise self._node.book.explain(error, peer) from None
         there = self._node.book.by_address(where) if where and action is RegistryAction.REJECT else None
         stays = f"; {where} stays registered as {there.peer_id}" if there and there.peer_id != peer else ""
         return Answer(text=f"{done} peer: {peer}{stays}")

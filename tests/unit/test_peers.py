@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from peerd import errors
 from peerd.errors import Code, PeerdError
 from peerd.peers import Peer, PeerBook
 from unit.support import brief, registration
@@ -197,3 +200,17 @@ def test_an_id_that_is_nobodys_is_answered_with_those_that_are_close(wanted: str
     assert (error.code, error.sentence) == (Code.PEER_NOT_FOUND, f"Peer not found: {wanted}")
     assert error.hints[0] == (suggestion or error.hints[0])
     assert ("Did you mean" in error.text) == bool(suggestion)
+
+
+def test_what_is_close_is_looked_for_among_the_likely_ones_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[int] = []
+    get_close_matches = difflib.get_close_matches
+
+    def count(word: str, names: Sequence[str], most: int, least: float) -> list[str]:
+        looked_at.append(len(names))
+        return get_close_matches(word, names, most, least)
+
+    monkeypatch.setattr(difflib, "get_close_matches", count)
+    many = [Peer(f"worker-{number:05}-of-the-fleet", f"10.1.{number // 250}.{number % 250}") for number in range(1000)]
+    assert PeerBook([*many, Peer("laptop", "10.0.0.4")]).missing("lpatop").hints[0] == "Did you mean laptop?"
+    assert looked_at == [errors._MOST_LIKELY]
