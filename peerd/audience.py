@@ -1,4 +1,4 @@
-"""Who listens to a command that runs here: tells it what the command says, and the command what it says."""
+"""Connects a command that runs here with one who listens: output one way, standard input and cancel the other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from peerd.streams import Input
 
 
 class Audience:
-    """Somebody who listens to a command, and to whom it may listen."""
+    """One who listens to a command."""
 
     def __init__(self, one: Run, session: Session) -> None:
         self._run = one

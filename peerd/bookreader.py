@@ -11,6 +11,7 @@ from peerd.protocol import Frame
 
 MAX_PEERS = 100_000
 MAX_CLAIMS = 1000
+"""What a leader may tell of: no fleet is larger, and a hostile one must not fill its workers."""
 
 
 def _count(value: object) -> int:

@@ -18,8 +18,11 @@ _LARGEST_HEADER = 4096
 _COUNTED = 4096
 """Bytes in a body whose values are counted: smaller ones have not many, and counting takes time."""
 _PIECE = 256 * 1024
+"""Bytes of a message that is too large, which are read and dropped at a time."""
 _FIXED = 16
+"""Bytes of a header, with the length of its array of fields: the D-Bus specification, Message Format."""
 _MOST_SIGNATURES = 128
+"""Parsed signatures that are kept to be used again."""
 _REPLIES = (MessageType.METHOD_RETURN.value, MessageType.ERROR.value)
 
 

@@ -157,7 +157,10 @@ class Connection(asyncio.BufferedProtocol):
         return self._decoder.held
 
     def post(self, type_: str, fields: Mapping[str, object] | None = None, payload: bytes | bytearray = b"") -> None:
-        """Queue a frame without waiting; for small ones."""
+        """Queue a frame without waiting; for small ones.
+
+        :raises PeerdError: BAD_MESSAGE when it would be over the bounds of a frame
+        """
         header = protocol.encode_header(type_, fields, len(payload))
         if len(payload) < _APART:
             self.post_encoded(header + payload)
@@ -187,13 +190,17 @@ class Connection(asyncio.BufferedProtocol):
     ) -> None:
         """Send a frame and wait while the other end is slow to take what was sent.
 
+        :raises PeerdError: BAD_MESSAGE when it would be over the bounds of a frame
         :raises ConnectionError: when the connection is lost
         """
         self.post(type_, fields, payload)
         await self.drain()
 
     async def send_extent(self, type_: str, fields: Mapping[str, object], payload: Extent) -> None:
-        """The same with a payload from a file, which the kernel moves by itself as far as it can (sendfile(2))."""
+        """Send a frame whose payload is in a file; the kernel moves it by itself as far as it can (sendfile(2)).
+
+        :raises ConnectionError: when the connection is lost
+        """
         first = os.pread(payload.fd, min(payload.size, _APART), payload.offset)
         self.post_encoded(protocol.encode_header(type_, fields, payload.size) + first)
         sent = len(first)

@@ -26,6 +26,7 @@ from peerd.session import Resume, Session
 
 _USEC = 1_000_000
 _RETRY_DELAY = 0.2
+"""Seconds."""
 
 
 class Execution:

@@ -18,6 +18,7 @@ from peerd.spool import Data, Extent
 from peerd.stdin import Stdin
 
 _HELLO_LIMIT = 10.0
+"""Seconds from the connection to its hello."""
 _MAX_BACKLOG = 4 * 1024 * 1024
 """Bytes that wait to be taken by the other end, more than output ever is, beyond which nothing is heard of it."""
 LATE = ("cancel", "stdin", "ack", "done")

@@ -20,7 +20,9 @@ from peerd.pool import Connect
 from peerd.protocol import Frame
 
 _REFUSED_DELAY = 60.0
+"""Seconds until a worker that was refused asks again."""
 _MISSED_HEARTBEATS = 2.5
+"""Intervals without a word after which the leader counts as gone."""
 
 
 class LeaderLink:

@@ -23,11 +23,11 @@ class Heap:
         self._settled = 0
 
     def settle(self) -> None:
-        """What is in memory now stays."""
+        """Take the present size for what is always needed."""
         self._settled = resident()
 
     def used(self) -> None:
-        """Some of it was taken that is free again soon."""
+        """Some memory was taken that will soon be free again: look then whether it can be given back."""
         self._used = True
         loop = asyncio.get_running_loop()
         if self._loop is not loop:

@@ -20,7 +20,9 @@ T = TypeVar("T")
 PER_FRAME = 100
 """Peers in one frame."""
 _IDS_PER_FRAME = 5000
+"""Ids in one presence: with the longest, a frame's header has room for three times as many."""
 _MAX_BACKLOG = 4 * 1024 * 1024
+"""Bytes that wait to be taken by a worker, beyond which its connection is ended."""
 _PER_WORKER = 0.0002
 """Seconds between two news, for each worker that is told: with few, all are told at once."""
 

@@ -22,7 +22,9 @@ from peerd.registry import Identity, Registry
 LEADER = "leader"
 WORKER = "worker"
 _FLUSH_INTERVAL = 60.0
+"""Seconds between two times that the leader stores who was seen when."""
 _REGISTER_MARGIN = 2.0
+"""Seconds beyond connecting and the answer, until a registration is taken for unanswered."""
 
 
 class Node:

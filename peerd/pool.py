@@ -17,7 +17,9 @@ Connect = Callable[[str], Awaitable[Connection]]
 _FRESH = 1.0
 """Seconds that a pooled connection is trusted without asking."""
 _IDLE_LIMIT = 60.0
+"""Seconds that a connection is kept without use."""
 _IDLE_MOST = 64
+"""Connections to one address that are kept."""
 
 
 class _Idle:

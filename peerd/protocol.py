@@ -26,7 +26,7 @@ WIDE = 3
 MAX_HEADER = 1024 * 1024
 """Room for the longest command that execve(2) takes, with every byte of it escaped."""
 MAX_GREETING = 16 * 1024
-"""The same for who is nobody yet: room for a hello, and for a registration."""
+"""Bytes of a header from who is nobody yet: room for a hello, and for a registration."""
 MAX_TOKENS = 64 * 1024
 """Strings, and characters that begin or separate values, in one header: what is made of it takes memory for each."""
 MAX_PAYLOAD = 1024 * 1024

@@ -45,7 +45,7 @@ class Caller:
 
 
 class Delivery:
-    """How much of a command's output has come to where it should, so that nobody will ask for it again."""
+    """How much of a command's output its caller has for good, and so will not ask for again."""
 
     def __init__(self) -> None:
         self.offsets: Offsets = dict.fromkeys(STREAMS, 0)
@@ -53,14 +53,14 @@ class Delivery:
         self._confirmed = asyncio.Event()
 
     def confirm(self, offsets: Offsets) -> None:
-        """All before these offsets has."""
+        """The caller has all that is before these offsets."""
         self.offsets = offsets
         self._confirmed.set()
         if self._listener:
             self._listener(offsets)
 
     async def reaches(self, stream: str, offset: int) -> None:
-        """Wait until all of a stream before an offset has."""
+        """Wait until the caller has all of a stream that is before an offset."""
         while self.offsets[stream] < offset:
             self._confirmed.clear()
             await self._confirmed.wait()
@@ -111,10 +111,13 @@ class PacedSink:
 
 
 class Hearing(AsyncExitStack):
-    """What is held for a caller until it has all: let go of by an exception where nobody knows whether it has."""
+    """An exit stack for what is held until a caller has all of its command's output.
+
+    It is closed without an exception where the caller is known to have it, with one where nobody knows.
+    """
 
     def then(self, work: Callable[[], None]) -> None:
-        """Do something once it has."""
+        """Do something once the caller is known to have all."""
         self.push(lambda failed, *_: None if failed else work())
 
 

@@ -51,7 +51,7 @@ class Spool:
     """An append-only file. Offsets count from the first byte that was ever appended.
 
     :param fd: the file, which is this object's to close
-    :param make: makes the file with the first bytes, where there is none (-1) yet: much of what could be written is not
+    :param make: makes the file when the first bytes come, where fd is -1: many streams are never written to
     :ivar size: bytes that were appended
     """
 

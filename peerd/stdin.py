@@ -21,8 +21,8 @@ _SMALL = 16 * 1024
 class Stdin:
     """The bytes between a sender and a reader.
 
-    :param on_window: tells the sender from which offset on, which is None where it goes on where it is, up to which it
-        may send, and before which all has been taken for good
+    :param on_window: tells the sender (start, until, taken): to go on from ``start``, or where it is if that is None;
+        that it may send what is before ``until``, and need not keep what is before ``taken``
     """
 
     def __init__(self, on_window: Callable[[int | None, int, int], None]) -> None:

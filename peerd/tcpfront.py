@@ -28,9 +28,11 @@ from peerd.session import Caller, Session, unless
 
 T = TypeVar("T")
 _IDLE_LIMIT = 300.0
+"""Seconds without a request after which a peer's connection is ended."""
 _STRANGER_LIMIT = 10.0
 """Seconds for a connection to say something that only a peer may."""
 _OF_A_STRANGER = 16
+"""Connections of one address that is no peer's."""
 
 
 class TcpFront(Front):

@@ -12,7 +12,7 @@ CALL = 3
 """Turns from a call on a message bus until its message is written: the task that makes it, the library's wait for the
 socket to take it, and the write."""
 SCOPE = CALL + 2
-"""The same from the decision that a command may run."""
+"""Turns from the decision that a command may run until the call that makes its scope is written."""
 
 
 async def let_pass(turns: int) -> None:
@@ -22,6 +22,6 @@ async def let_pass(turns: int) -> None:
 
 
 def do_after(turns: int, work: Callable[[], None]) -> None:
-    """The same for work that nobody waits for; it is done even where its caller is cancelled."""
+    """Do work after so many turns, which nobody waits for; it is done even where its caller is cancelled."""
     loop = asyncio.get_running_loop()
     loop.call_soon(do_after, turns - 1, work) if turns else loop.call_soon(work)

@@ -9,6 +9,7 @@ from peerd import programs
 LINES = 10
 """The most that is read of a unit."""
 _TIMEOUT = 5.0
+"""Seconds for journalctl(1)."""
 
 
 async def tail(unit: str, since: float) -> list[str]:
