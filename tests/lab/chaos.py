@@ -140,7 +140,9 @@ class Chaos:
     def _plan(self, number: int) -> Command:
         pick = self._random
         caller, target = pick.choice(self._names), pick.choice(self._names)
-        lines = pick.choice((0, 1, 100, 5_000, 40_000))
+        stdin = pick.random() < 0.2
+        # Of input more than what may be under way, so that some of it is when something breaks.
+        lines = pick.choice((0, 1, 100, 5_000, 200_000 if stdin else 40_000))
         return Command(
             number,
             caller,
@@ -148,7 +150,7 @@ class Chaos:
             lines,
             pick.choice((0, 0, 0.5, 2)),
             pick.choice((0, 0, 1, 3, 77)),
-            pick.random() < 0.2,
+            stdin,
         )
 
     def _one(self, command: Command, deadline: float) -> list[str]:
