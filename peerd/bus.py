@@ -31,7 +31,7 @@ from peerd.errors import EXIT_FAILURE, PeerdError
 from peerd.executor import Executor
 from peerd.job import Job
 from peerd.journal import Event, log, report
-from peerd.messages import ExecRequest
+from peerd.messages import STREAMS, ExecRequest
 from peerd.node import Node
 from peerd.polkit import Polkit
 from peerd.service import Service
@@ -343,5 +343,10 @@ def _parameters(message: Message, command: Command) -> dict[str, Any]:
 def _session(caller: Caller, sink: Collected | Pipes, cancel: asyncio.Event) -> Session:
     """The session of a caller that has all that its sink took, sends nothing, and once lost wants nothing more."""
     delivery = Delivery()
+
+    def running(exec_id: str, step: int) -> None:
+        # The output of each command begins anew.
+        delivery.confirm(dict.fromkeys(STREAMS, 0))
+
     confirming = ConfirmingSink(sink, delivery)
-    return Session(caller, confirming, cancel, say=sink.say, delivery=delivery)
+    return Session(caller, confirming, cancel, say=sink.say, delivery=delivery, running=running)

@@ -509,6 +509,25 @@ def test_a_started_command_that_cannot_start_is_an_error(daemon: MessageDaemon) 
     asyncio.run(main())
 
 
+def test_what_a_caller_has_of_a_command_is_nothing_of_the_next(daemon: MessageDaemon) -> None:
+    async def main() -> None:
+        offsets = []
+
+        async def script(name: str, params: dict[str, Any], session: Session) -> Answer:
+            for step in (1, 2):
+                session.running(str(step) * 16, step)
+                offsets.append(session.delivery.offsets)
+                await session.sink.output("stdout", b"pulled")
+                offsets.append(session.delivery.offsets)
+            return Answer(record={"outcome": "exited"})
+
+        async with serving(daemon, FakeService(script)) as (_, client):
+            await client.call("RemoteDeployDaemon", "sa{sv}", "vps", {})
+        assert [each["stdout"] for each in offsets] == [0, 6, 0, 6]
+
+    asyncio.run(main())
+
+
 def test_a_started_command_ends_with_its_reader(daemon: MessageDaemon) -> None:
     async def main() -> None:
         stopped = asyncio.Event()
