@@ -21,7 +21,7 @@ from peerd.backoff import Backoff
 from peerd.busapi import INTERFACES, MANAGER, ROOT
 from peerd.buscallers import Callers
 from peerd.busjobs import Jobs
-from peerd.buslink import CALL_TIMEOUT, DRIVER, Connection, Refused, ask, enter, gone, is_heard, leave, post
+from peerd.buslink import CALL_TIMEOUT, DRIVER, Connection, Refused, ask, deliver, enter, gone, is_heard, leave, post
 from peerd.busobjects import Objects
 from peerd.buspipes import Pipes
 from peerd.busvalues import Collected
@@ -278,15 +278,13 @@ class Bus:
         given = {name: params[name] for name in ("directory", "shell_cmd", "argv", "user") if name in params}
         request = ExecRequest(exec_id, **given)
         self._jobs.begin(Job.of(request, params["peer"], str(caller), time.time_ns() // 1000))
-        self._tell()
-        body = [busapi.job_path(exec_id), 0, 1]
-        if self._bus and self._bus.connected:
-            reply = Message.new_method_return(message, "ohh", body, unix_fds=pipes.given)
-            with contextlib.suppress(OSError, EOFError):
-                await self._bus.send(reply)
-        pipes.give()
         outcome, status = "", EXIT_FAILURE
         try:
+            self._tell()
+            body = [busapi.job_path(exec_id), 0, 1]
+            if self._bus and self._bus.connected:
+                await deliver(self._bus, Message.new_method_return(message, "ohh", body, unix_fds=pipes.given))
+            pipes.give()
             answer = await work
             if answer.error:
                 pipes.say(answer.error.text.rstrip("\n"))

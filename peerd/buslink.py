@@ -121,7 +121,19 @@ async def subscribe(bus: MessageBus, sender: str, path: str, interface: str, mem
 
 def post(bus: MessageBus, message: Message) -> None:
     """Send a message that nobody waits for; that it could not be sent is told by the end of the connection."""
-    bus.send(message).add_done_callback(lambda done: done.cancelled() or done.exception())
+    _send(bus, message)
+
+
+async def deliver(bus: MessageBus, message: Message) -> None:
+    """Send a message, and return once it has been sent or the connection has ended."""
+    # dbus_next never says what becomes of a message that still waits to be sent when the connection ends.
+    await asyncio.wait((_send(bus, message), bus._disconnect_future), return_when=asyncio.FIRST_COMPLETED)
+
+
+def _send(bus: MessageBus, message: Message) -> asyncio.Future[None]:
+    sent: asyncio.Future[None] = bus.send(message)
+    sent.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return sent
 
 
 def is_heard(message: Message, interface: str, member: str) -> bool:

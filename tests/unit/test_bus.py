@@ -509,6 +509,33 @@ def test_a_started_command_that_cannot_start_is_an_error(daemon: MessageDaemon) 
     asyncio.run(main())
 
 
+def test_a_started_command_ends_with_the_bus_that_goes_before_it_has_the_answer(daemon: MessageDaemon) -> None:
+    async def script(name: str, params: dict[str, Any], session: Session) -> Answer:
+        session.running("0" * 16, 1)
+        await session.sink.started()
+        await session.cancel.wait()
+        return Answer(status=130, record={"outcome": "cancelled"})
+
+    async def main() -> None:
+        async with serving(daemon, FakeService(script)) as (bus, client), asyncio.timeout(10):
+            begin, begun = bus._jobs.begin, asyncio.Event()
+
+            def last(job: Job) -> None:
+                begin(job)
+                daemon.stop()
+                begun.set()
+
+            bus._jobs.begin = last  # type: ignore[method-assign]
+            calling = asyncio.create_task(client.call("StartOnPeer", "sssa{sv}", "vps", "/", "x", {}))
+            await begun.wait()
+            await asyncio.gather(*bus._tasks)
+            assert not bus._jobs.shown
+            calling.cancel()
+            await asyncio.wait((calling,))
+
+    asyncio.run(main())
+
+
 def test_what_a_caller_has_of_a_command_is_nothing_of_the_next(daemon: MessageDaemon) -> None:
     async def main() -> None:
         offsets = []
