@@ -257,7 +257,10 @@ class Bus:
                     await asyncio.wait((work, begun), return_when=asyncio.FIRST_COMPLETED)
                     if not begun.done():
                         # It has ended before it began, so this raises why.
-                        busvalues.reply(command, await work, Collected())
+                        answer = await work
+                        if answer.error and not ids:
+                            raise answer.error
+                        busvalues.reply(command, answer, Collected())
                     await self._stream(message, ids[0], params, session.caller, pipes, work)
                 finally:
                     for task in (work, begun):

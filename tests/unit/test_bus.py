@@ -509,6 +509,18 @@ def test_a_started_command_that_cannot_start_is_an_error(daemon: MessageDaemon) 
     asyncio.run(main())
 
 
+def test_a_started_command_that_was_not_even_asked_for_is_an_error(daemon: MessageDaemon) -> None:
+    async def script(name: str, params: dict[str, Any], session: Session) -> Answer:
+        return Answer(error=PeerdError(Code.CANCELLED, peer="vps"), status=130, record={"outcome": "cancelled"})
+
+    async def main() -> None:
+        async with serving(daemon, FakeService(script)) as (_, client):
+            reply = await client.call("StartOnPeer", "sssa{sv}", "vps", "/", "x", {})
+            assert reply.error_name == f"{busapi.NAME}.Error.Cancelled"
+
+    asyncio.run(main())
+
+
 def test_a_started_command_ends_with_the_bus_that_goes_before_it_has_the_answer(daemon: MessageDaemon) -> None:
     async def script(name: str, params: dict[str, Any], session: Session) -> Answer:
         session.running("0" * 16, 1)
