@@ -14,7 +14,7 @@ from lab import Machine
 from peerd import busapi
 from peerd.commands import Access
 
-from .conftest import PEERS, wait_for_peers
+from .conftest import PEERS, UNITS, wait_for_peers
 
 OBJECT = f"{busapi.NAME} {busapi.ROOT}"
 MANAGER = f"{OBJECT} {busapi.MANAGER}"
@@ -269,6 +269,18 @@ def test_a_call_starts_a_daemon_that_is_down(laptop: Machine, desktop: Machine) 
     laptop.run("systemctl stop peerd.service")
     assert call(laptop, "Version") == [laptop.out("d version")]
     assert laptop.out("systemctl is-active peerd.service") == "active"
+    wait_for_peers(desktop)
+
+
+def test_no_call_starts_a_daemon_that_is_disabled(laptop: Machine, desktop: Machine) -> None:
+    laptop.run(f"systemctl disable --now {UNITS}")
+    try:
+        assert not laptop.ok(f"{AS_ALICE} busctl call {MANAGER} Version")
+        assert not laptop.ok("systemctl is-active peerd.service")
+    finally:
+        laptop.run(f"systemctl enable --now {UNITS}")
+    laptop.run("systemctl stop peerd.service")
+    assert call(laptop, "Version") == [laptop.out("d version")]
     wait_for_peers(desktop)
 
 

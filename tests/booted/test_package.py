@@ -61,6 +61,9 @@ def test_an_upgrade_keeps_sockets_state_and_settings(
     laptop.put(former, "/root/former.deb")
     laptop.run("apt-get install -y --allow-downgrades ./former.deb", timeout=300)
     assert laptop.out("dpkg-query -f '${Version}' -W peerd") == f"{__version__}~~former"
+    # As a package leaves it whose peerd.service has no name for calls on D-Bus.
+    alias, state = "dbus-org.automatelinux.peerd1.service", "/var/lib/systemd/deb-systemd-helper-enabled"
+    laptop.run(f"rm /etc/systemd/system/{alias} {state}/{alias}; sed -i /{alias}/d {state}/peerd.service.dsh-also")
     setting = "/etc/peerd/peerd.conf.d/test.conf"
     laptop.write(setting, "[peerd]\ndefault-timeout = 29\n")
     laptop.run("echo '# mine' >>/etc/peerd/peerd.conf")
@@ -70,6 +73,7 @@ def test_an_upgrade_keeps_sockets_state_and_settings(
     install(laptop, package)
     assert laptop.out("dpkg-query -f '${Version}' -W peerd") == __version__
     assert laptop.out(f"systemctl is-active {UNITS}").split() == ["active"] * 3
+    assert laptop.out(f"systemctl is-enabled {alias}") == "alias"
     assert laptop.out(sockets) == listening
     assert laptop.out("systemctl show -P MainPID peerd") != pid
     assert laptop.out("d getPeerStatus | jq -c '{role, peer_id, leader_address}'") == before
