@@ -193,7 +193,7 @@ def without_daemon(argv: Sequence[str], path: str, error: OSError) -> Reply:
     return _complain(
         f"Cannot reach peerd on this machine: {error.strerror} ({path})",
         "Is it running? systemctl status peerd.socket peerd.service",
-        "To start it: systemctl start peerd.socket",
+        "To start it: systemctl restart peerd.socket",
         code=Code.CONNECT_FAILED,
         asked=parsed,
     )
