@@ -192,14 +192,17 @@ def _warn(warnings: list[str]) -> None:
 
 
 def _given() -> tuple[dict[str, list[socket.socket]], dict[str, list[int]]]:
-    """What systemd gave this process: the listening sockets, and the descriptors that it kept; both by name."""
+    """What systemd gave this process: the listening sockets by front, and the descriptors that it kept by name.
+
+    A listener is told by what it is: a drop-in, or another socket unit, may name it as it likes.
+    """
     listeners: dict[str, list[socket.socket]] = {"unix": [], "tcp": []}
     kept: dict[str, list[int]] = {}
     for fd, name in systemd.listen_fds_with_names(unset_environment=True).items():
-        if name in listeners:
+        if systemd.is_socket(fd, type=socket.SOCK_STREAM, listening=1):
             listener = socket.socket(fileno=fd)
             listener.setblocking(False)
-            listeners[name].append(listener)
+            listeners["unix" if listener.family == socket.AF_UNIX else "tcp"].append(listener)
         else:
             kept.setdefault(name, []).append(fd)
     return listeners, kept

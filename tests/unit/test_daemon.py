@@ -107,6 +107,36 @@ def test_a_daemon_whose_state_cannot_be_used_ends_with_1_and_says_why(
     assert str(etc / "missing") in records.records[1].message
 
 
+def test_a_listener_is_told_by_what_it_is_and_not_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = socket.socketpair()
+    with (
+        socket.create_server(("127.0.0.1", 0)) as tcp,
+        socket.socket(socket.AF_UNIX) as unix,
+        one,
+        other,
+        (tmp_path / "memo").open("w") as memo,
+    ):
+        unix.bind(str(tmp_path / "sock"))
+        unix.listen()
+        given = {
+            tcp.detach(): "mine",
+            unix.detach(): "peerd2.socket",
+            one.fileno(): "a.scope",
+            memo.fileno(): "a.scope",
+        }
+        monkeypatch.setattr("peerd.daemon.systemd.listen_fds_with_names", lambda unset_environment: given)
+        listeners, kept = daemon._given()
+        try:
+            assert {name: [found.fileno() for found in of] for name, of in listeners.items()} == {
+                "unix": [fd for fd, name in given.items() if name == "peerd2.socket"],
+                "tcp": [fd for fd, name in given.items() if name == "mine"],
+            }
+            assert kept == {"a.scope": [one.fileno(), memo.fileno()]}
+        finally:
+            for listener in (*listeners["unix"], *listeners["tcp"]):
+                listener.close()
+
+
 def test_a_status_that_has_not_changed_wakes_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     monkeypatch.setattr(sdnotify, "SystemdNotifier", lambda: SimpleNamespace(notify=told.append))
