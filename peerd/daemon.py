@@ -45,6 +45,7 @@ _MAX_SHOWN = 200
 _BACKLOG = 1024
 """Connections that wait, the same as in the socket units: a server calls listen(2) again."""
 _USEC = 1_000_000
+_STATE = "/var/lib/peerd"
 
 
 class Daemon:
@@ -208,6 +209,12 @@ def _given() -> tuple[dict[str, list[socket.socket]], dict[str, list[int]]]:
     return listeners, kept
 
 
+def _state() -> Path:
+    """The directory of the databases. A drop-in that names another adds it, and either may come first."""
+    directories = os.environ.get("STATE_DIRECTORY", _STATE).split(":")
+    return Path(_STATE if _STATE in directories else directories[0])
+
+
 def main() -> int:
     """Run the daemon; the exit status is 0 after a stop, 78 for a bad configuration and 1 for a bad state directory."""
     os.umask(0o077)
@@ -219,8 +226,7 @@ def main() -> int:
         return configfiles.EX_CONFIG
     _warn(warnings)
     try:
-        state = Path(os.environ.get("STATE_DIRECTORY", "/var/lib/peerd"))
-        asyncio.run(Daemon(settings, *_given(), state).run())
+        asyncio.run(Daemon(settings, *_given(), _state()).run())
     except PeerdError as error:
         log(Event.INTERNAL_ERROR, error.sentence)
         return 1

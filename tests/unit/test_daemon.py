@@ -107,6 +107,21 @@ def test_a_daemon_whose_state_cannot_be_used_ends_with_1_and_says_why(
     assert str(etc / "missing") in records.records[1].message
 
 
+@pytest.mark.parametrize(
+    ("directories", "used"),
+    [
+        ("/var/lib/alpha:/var/lib/peerd:/var/lib/peerd2", "/var/lib/peerd"),
+        ("/var/lib/alpha:/var/lib/beta", "/var/lib/alpha"),
+        ("/var/lib/alpha", "/var/lib/alpha"),
+    ],
+)
+def test_a_drop_in_that_names_a_further_state_directory_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, directories: str, used: str
+) -> None:
+    monkeypatch.setenv("STATE_DIRECTORY", directories)
+    assert daemon._state() == Path(used)
+
+
 def test_a_listener_is_told_by_what_it_is_and_not_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = socket.socketpair()
     with (
