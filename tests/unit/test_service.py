@@ -1006,6 +1006,20 @@ def test_a_policy_explains_itself() -> None:
     asyncio.run(main())
 
 
+def test_no_policy_holds_the_users_of_this_machine_itself() -> None:
+    asked = {"peer": "vps", "directory": "/", "shell_cmd": "true"}
+
+    async def main() -> None:
+        for own in (LEADER, Identity("", "vps", "")):
+            async with machine(own, policy=Policy(accept=False), max_timeout=60.0, default_timeout=30.0) as here:
+                answer = await here.call("checkPolicy", **asked)
+                assert (answer.status, answer.data["allowed"], answer.data["rule"]) == (0, True, None)
+                assert answer.data["reason"] == "who uses d on this machine itself is not subject to its policy"
+                assert not (await here.call("checkPolicy", **asked, timeout=61.0)).data["allowed"]
+
+    asyncio.run(main())
+
+
 def test_a_policy_is_explained_as_it_is_applied(records: Journal) -> None:
     asked = {"directory": "/", "shell_cmd": "true"}
 
