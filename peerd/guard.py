@@ -107,7 +107,7 @@ def consent(rules: Policy, action: RegistryAction, peer_id: str, peer: str) -> N
                 caller=peer,
                 reason=decision.reason,
             )
-        raise PeerdError(Code.DENIED, reason="the leader does not allow this")
+        raise PeerdError(Code.DENIED, reason="the leader does not allow this (registry-admins)")
 
 
 def attend(rules: Policy, job: Job, peer: str, name: str) -> None:

@@ -332,7 +332,8 @@ max-timeout = 5
     with configured(vps, "[peerd]\nregistry-admins = desktop\n"):
         for command in ("deletePeer", "approvePeer", "rejectPeer"):
             denied = laptop.run(f"d {command} --peer desktop", check=False)
-            assert denied.stderr == PeerdError(Code.DENIED, reason="the leader does not allow this").text.encode()
+            reason = "the leader does not allow this (registry-admins)"
+            assert denied.stderr == PeerdError(Code.DENIED, reason=reason).text.encode()
     table.add(PEER, "changes the registry where it is not among registry-admins", "denied, logged")
 
 

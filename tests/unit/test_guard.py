@@ -185,7 +185,7 @@ def test_the_leaders_consent_is_needed_to_change_its_registry(records: Journal) 
     guard.consent(Policy(registry_admins=("laptop",)), RegistryAction.APPROVE, "nas", "laptop")
     with pytest.raises(PeerdError) as caught:
         guard.consent(Policy(registry_admins=()), RegistryAction.REJECT, "nas", "laptop")
-    assert str(caught.value) == "Permission denied: the leader does not allow this"
+    assert str(caught.value) == "Permission denied: the leader does not allow this (registry-admins)"
     (record,) = records.of(Event.REGISTRY_DENIED)
     assert [record.text(name) for name in ("peer", "caller")] == ["nas", "laptop"]
 
