@@ -143,15 +143,14 @@ class Membership:
             error = await self._node.become(identity)
         finally:
             patience.cancel()
-        what = f"{prefix}Role: leader, ID: {identity.peer_id}"
-        if identity.role == WORKER:
-            where = f"connected to leader at {identity.leader_address}"
-            if error and error.code is Code.PENDING:
-                return Answer(text=f"{prefix}Asked to join as '{identity.peer_id}'", error=error, status=EXIT_FAILURE)
-            if error:
-                where = f"not connected to leader at {identity.leader_address} yet (peerd keeps trying)"
-            what = f"{prefix}Registered as worker '{identity.peer_id}', {where}"
-        return Answer(text=what, error=error, status=error.kind.exit_status if error else 0)
+        what = f"Role: {identity.role}, ID: {identity.peer_id}"
+        if error and error.code is Code.PENDING:
+            return Answer(text=f"{prefix}Asked to join as '{identity.peer_id}'", error=error, status=EXIT_FAILURE)
+        if error:
+            what += f", not connected to leader at {identity.leader_address} yet (peerd keeps trying)"
+        elif identity.role == WORKER:
+            what = f"Registered as worker '{identity.peer_id}', connected to leader at {identity.leader_address}"
+        return Answer(text=f"{prefix}{what}", error=error, status=error.kind.exit_status if error else 0)
 
     def _show(self, peer: Peer) -> dict[str, object]:
         # A clock that was set back must not show what is to come.

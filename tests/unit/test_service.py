@@ -756,7 +756,8 @@ def test_a_worker_whose_leader_is_away_is_one_all_the_same() -> None:
             here.node._config = lambda: settings(vpn_interface="lo", port=gone.port)
             answer = await here.call("setPeerConfig", role="worker", id="desktop", leader="127.0.0.1")
             assert (code(answer), answer.status) == (Code.NOT_CONNECTED, 255)
-            assert "keeps trying" in answer.text
+            where = "not connected to leader at 127.0.0.1 yet (peerd keeps trying)"
+            assert answer.text == f"Peer config saved. Role: worker, ID: desktop, {where}"
             assert here.registry.identity() == WORKER
 
     asyncio.run(main())
