@@ -159,7 +159,9 @@ COMMANDS: tuple[Command, ...] = (
             ENV,
             Option("--user", "Run it as this user of the peer (root).", "USER", validate.user),
             Option("--login", "Run it by the user's own shell, as a login shell."),
-            Option("--memory", "Let it use at most so many bytes; K, M, G for powers of 1024.", "SIZE", validate.size),
+            Option(
+                "--memory", "Let it use at most so many bytes; K, M, G, T for powers of 1024.", "SIZE", validate.size
+            ),
             Option("--cpu", "Let it use at most this share of one CPU.", "PERCENT", validate.percentage),
             Option("--tasks", "Let it have at most so many processes and threads.", "COUNT", validate.count),
             Option("--detach", "Print its job id and leave it running; its output is kept there."),
