@@ -51,31 +51,61 @@ class Reader:
             raise PeerdError(Code.BUSY, reason=f"{_MAX_READERS} readers of the journal already")
         if peer and self._running[peer] >= _OF_A_PEER:
             raise PeerdError(Code.BUSY, reason=f"{_OF_A_PEER} readers of the journal for {peer} already")
-        if query.follow and not query.count:
-            # So that who is cut off before there is anything to show knows where to go on.
-            async with contextlib.aclosing(self.read(Query(lines=1), stops, peer)) as last:
-                async for batch in last:
-                    query = replace(query, after=batch.cursor)
-                    yield replace(batch, records=[])
-        arguments = ["--output=json", "--all", "--quiet", "--no-pager", f"--lines={query.count}"]
-        arguments += [f"--since=@{query.since:.6f}"] * bool(query.since) + ["--follow"] * query.follow
-        arguments += [f"--after-cursor={query.after}"] * bool(query.after)
+        self._running[peer] += 1
+        try:
+            async with contextlib.aclosing(self._read(query, stops)) as batches:
+                async for batch in batches:
+                    yield batch
+        finally:
+            self._running -= Counter((peer,))
+
+    async def _read(self, query: Query, stops: Stops) -> Batches:
+        place: list[str] = []
+        if query.after:
+            place = [f"--after-cursor={query.after}"]
+        elif query.since or query.follow:
+            # Where it begins is found first: from its first word on, who is cut off knows where to go on.
+            newest = await self._place(stops, "--lines=1") if query.follow else ""
+            since = [f"--since=@{query.since:.6f}"] if query.since else []
+            # Backwards: with --since, journalctl of systemd 252 takes --lines for the first so many.
+            back = ["--reverse", *since, f"--lines={query.count}"]
+            oldest = await self._place(stops, *back) if query.count else ""
+            if _any(stops) or not (oldest or query.follow):
+                return
+            if oldest:
+                place = [f"--cursor={oldest}"]
+            elif newest:
+                place = [f"--after-cursor={newest}"]
+                yield Batch([], newest)
+        how = ["--follow", "--lines=all"] if query.follow else [f"--lines={query.count}"]
+        async with contextlib.aclosing(self._run(stops, *place, *how)) as batches:
+            async for batch in batches:
+                yield batch
+
+    async def _place(self, stops: Stops, *arguments: str) -> str:
+        """The cursor of the last record that journalctl shows with these arguments, or ""."""
+        cursor = ""
+        async with contextlib.aclosing(self._run(stops, "--output-fields=PRIORITY", *arguments)) as batches:
+            async for batch in batches:
+                cursor = batch.cursor
+        return cursor
+
+    async def _run(self, stops: Stops, *arguments: str) -> Batches:
         # Other users can write records that look like peerd's.
         matches = ["SYSLOG_IDENTIFIER=peerd", f"_UID={os.getuid()}"]
-        self._running[peer] += 1
-        process: asyncio.subprocess.Process | None = None
+        process = await asyncio.create_subprocess_exec(
+            self._program,
+            *("--output=json", "--all", "--quiet", "--no-pager"),
+            *arguments,
+            *matches,
+            env={"PATH": PATH, "LANG": LANG},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        assert process.stdout
+        assert process.stderr
         try:
-            process = await asyncio.create_subprocess_exec(
-                self._program,
-                *arguments,
-                *matches,
-                env={"PATH": PATH, "LANG": LANG},
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-            )
-            assert process.stdout
-            assert process.stderr
             rest = b""
             while chunk := await unless(stops, process.stdout.read(_CHUNK)):
                 *whole, rest = (rest + chunk).split(b"\n")
@@ -85,17 +115,15 @@ class Reader:
                     batch = records.from_journal(whole)
                 except ValueError as error:
                     raise PeerdError(Code.INTERNAL, reason=f"journalctl: {error}") from None
-                if batch.records:
+                if batch.cursor:
                     yield batch
             if not _any(stops) and await process.wait():
                 said = (await process.stderr.read(_CHUNK)).decode("utf-8", "replace").strip()
                 raise PeerdError(Code.INTERNAL, reason=f"journalctl: {said}")
         finally:
-            self._running -= Counter((peer,))
-            if process is not None:
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
-                await process.communicate()
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.communicate()
 
 
 class Logs:

@@ -11,6 +11,8 @@ from lab import Machine
 
 from peerd import busapi
 
+FOLLOWED = "pgrep -f '[j]ournalctl .*--follow'"
+
 
 def run_one(asking: Machine, peer: str, command: str) -> str:
     """Run a command on a peer to its end, and return its id."""
@@ -58,6 +60,8 @@ def test_log_shows_the_records_of_this_machine_and_of_a_peer(desktop: Machine, l
         assert (record["outcome"], record["exit_status"], record["priority"]) == ("exited", 7, 6)
         assert record["message"] == f"{exec_id} {ended}"
         assert json.loads(machine.out(f"d log {peer} --lines 0")) == []
+        [last] = json.loads(machine.out(f"d log {peer} --since 1h --lines 1"))
+        assert last["time"] >= record["time"]
 
 
 def test_log_takes_no_record_for_peerds_that_is_another_users(desktop: Machine) -> None:
@@ -84,7 +88,7 @@ def test_log_follows_until_it_is_interrupted(desktop: Machine, laptop: Machine, 
     where = laptop if peer else desktop
     with desktop.popen(f"exec d log {peer} --follow -n 0", stdout=subprocess.PIPE) as following:
         assert following.stdout
-        where.wait_until("pgrep -x journalctl", 20)
+        where.wait_until(FOLLOWED, 20)
         exec_id = run_one(desktop, "laptop", "true")
         records = (json.loads(line) for line in following.stdout)
         assert any(record.get("exec_id") == exec_id and record.get("outcome") == "exited" for record in records)
@@ -93,14 +97,14 @@ def test_log_follows_until_it_is_interrupted(desktop: Machine, laptop: Machine, 
     where.wait_until("! pgrep -x journalctl", 20)
 
 
-@pytest.mark.parametrize("peer", ["", "--peer laptop"], ids=["here", "peer"])
+@pytest.mark.parametrize("which", ["--since 1h", "--peer laptop"], ids=["here", "peer"])
 def test_log_that_is_followed_goes_on_after_restarts_with_each_record_once(
-    desktop: Machine, laptop: Machine, peer: str
+    desktop: Machine, laptop: Machine, which: str
 ) -> None:
-    where = laptop if peer else desktop
-    with desktop.popen(f"exec d log {peer} --follow -n 0", stdout=subprocess.PIPE) as following:
+    where = laptop if "--peer" in which else desktop
+    with desktop.popen(f"exec d log {which} --follow -n 0", stdout=subprocess.PIPE) as following:
         assert following.stdout
-        where.wait_until("pgrep -x journalctl", 20)
+        where.wait_until(FOLLOWED, 20)
         ids, told = [], []
         for restarted in (desktop, laptop, desktop):
             restarted.run("systemctl restart peerd")
@@ -117,7 +121,7 @@ def test_log_that_is_followed_goes_on_after_restarts_with_each_record_once(
 
 def test_log_ends_its_reader_when_its_caller_is_lost(desktop: Machine, laptop: Machine) -> None:
     with desktop.popen("exec d log --peer laptop --follow") as following:
-        laptop.wait_until("pgrep -x journalctl", 20)
+        laptop.wait_until(FOLLOWED, 20)
         following.kill()
     laptop.wait_until("! pgrep -x journalctl", 20)
     assert desktop.ok("d execOnPeer --peer laptop --directory / --shellCmd true")

@@ -7,6 +7,7 @@ import contextlib
 import json
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -107,11 +108,10 @@ def test_records_from_another_machine_are_checked() -> None:
 
 @pytest.fixture
 def journalctl(tmp_path: Path) -> Path:
-    """A program in journalctl's place: writes its arguments, then does what they say it should."""
+    """A program in journalctl's place: writes a record, then does what its arguments say it should."""
     program = tmp_path / "journalctl"
     program.write_text(
         f"#!{sys.executable} -IS\nimport sys, signal\n"
-        f"open({str(tmp_path / 'arguments')!r}, 'w').write(' '.join(sys.argv))\n"
         f"print({line().decode()!r}, flush=True)\n"
         "if '--follow' in sys.argv: signal.pause()\n"
         "if '--since=@7.200000' in sys.argv: sys.exit('Failed to open files')\n"
@@ -154,15 +154,94 @@ def test_the_reader_follows_until_it_is_cancelled(journalctl: Path) -> None:
     asyncio.run(main())
 
 
-def test_who_follows_from_now_on_knows_where_that_is(journalctl: Path) -> None:
-    async def main() -> None:
-        reader = Reader(str(journalctl))
-        async with contextlib.aclosing(reader.read(Query(lines=0, follow=True), ())) as batches:
-            assert await anext(batches) == Batch([], "s=1f;i=2a")
-            assert await anext(batches) == Batch([RECORD], "s=1f;i=2a")
-            assert "--after-cursor=s=1f;i=2a" in (journalctl.parent / "arguments").read_text().split()
+OF_A_FILE = """
+import json, signal, sys
+given = dict(argument[2:].partition("=")[::2] for argument in sys.argv[1:] if argument.startswith("--"))
+begins = [name for name in ("since", "cursor", "after-cursor") if name in given]
+if len(begins) > 1:
+    sys.exit("Please specify only one of --since=, --cursor=, --cursor-file=, and --after-cursor=.")
+entries = [json.loads(line) for line in open(sys.argv[0] + ".journal")]
+most = None if given["lines"] == "all" else int(given["lines"])
+if "since" in given:
+    since = float(given["since"][1:])
+    entries = [entry for entry in entries if int(entry["__REALTIME_TIMESTAMP"]) / 1e6 >= since]
+elif begins:
+    cursors = [entry["__CURSOR"] for entry in entries]
+    entries = entries[cursors.index(given[begins[0]]) + (begins[0] == "after-cursor") :]
+if "reverse" in given:
+    entries.reverse()
+elif most is not None and not begins:
+    entries = entries[max(len(entries) - most, 0) :]
+for entry in entries[:most]:
+    print(json.dumps(entry), flush=True)
+if "follow" in given:
+    signal.pause()
+"""
+"""Takes a file for the journal, as the journalctl of systemd 252 would: with --since, --lines is the first so many."""
 
-    asyncio.run(main())
+
+class Written:
+    """A journal whose records are numbers, each as many seconds after the epoch, and a program that shows it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.program = directory / "journalctl"
+        self.program.write_text(f"#!{sys.executable} -IS\n{OF_A_FILE}")
+        self.program.chmod(0o755)
+        self.write(1, 2, 3, 4)
+
+    def write(self, *numbers: int) -> None:
+        """Append these records."""
+        with open(f"{self.program}.journal", "ab") as journal:
+            for number in numbers:
+                changes = {"__REALTIME_TIMESTAMP": f"{number}000000", "__CURSOR": f"i={number}", "MESSAGE": f"{number}"}
+                journal.write(line(**changes) + b"\n")
+
+    def read(self, query: Query, cursor: str) -> list[int]:
+        """What comes up to this cursor; all of it where nothing is followed."""
+
+        async def read() -> list[int]:
+            found: list[Record] = []
+            async with contextlib.aclosing(Reader(str(self.program)).read(query, ())) as batches:
+                async for batch in batches:
+                    found += batch.records
+                    if query.follow and batch.cursor == cursor:
+                        break
+            return [int(str(record["message"])) for record in found]
+
+        return asyncio.run(asyncio.wait_for(read(), 20))
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Written:
+    """A journal with the records 1 to 4."""
+    return Written(tmp_path)
+
+
+@pytest.mark.parametrize("follow", [False, True])
+@pytest.mark.parametrize(
+    ("query", "shown"),
+    [
+        (Query(), [1, 2, 3, 4]),
+        (Query(lines=2), [3, 4]),
+        (Query(lines=0), []),
+        (Query(2.0), [2, 3, 4]),
+        (Query(2.0, 2), [3, 4]),
+        (Query(2.0, 0), []),
+        (Query(5.0), []),
+        (Query(after="i=2"), [3, 4]),
+        (Query(3.5, 1, after="i=2"), [3, 4]),
+    ],
+    ids=str,
+)
+def test_the_last_so_many_are_shown_and_then_each_that_comes_once(
+    written: Written, query: Query, shown: list[int], follow: bool
+) -> None:
+    query = replace(query, follow=follow)
+    assert written.read(query, "i=4") == shown
+    if follow:
+        # Now it was cut off, and the cursor is where it goes on.
+        written.write(5, 6)
+        assert written.read(replace(query, after="i=4"), "i=6") == [5, 6]
 
 
 def test_readers_are_few_and_end_with_their_callers(journalctl: Path) -> None:
