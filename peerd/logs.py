@@ -7,12 +7,13 @@ import contextlib
 import os
 import sys
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import replace
 
 from peerd import records, remote
 from peerd.answer import Answer, Batch, Record
 from peerd.backoff import Backoff
+from peerd.connection import Connection
 from peerd.environment import LANG, PATH
 from peerd.errors import Code, PeerdError
 from peerd.node import Node
@@ -26,6 +27,8 @@ _MAX_READERS = 32
 _OF_A_PEER = _MAX_READERS // 2
 _QUIET_ATTEMPTS = 4
 """To get back to a peer: a restart of peerd takes no longer, and needs no words."""
+_COMING_BACK = (Code.NOT_CONNECTED, Code.CONNECT_FAILED)
+"""What is so for a while after a restart or an outage."""
 _MAX_HELD = 64 * 1024 * 1024
 """Bytes of records that are held for one answer."""
 
@@ -147,7 +150,7 @@ class Logs:
         if peer is None or peer == self._node.peer_id:
             batches = self._reader.read(query, stops)
         else:
-            batches = self._of_peer(await self._node.resolve(peer), query, stops, session.say)
+            batches = self._of_peer(peer, query, stops, session.say)
         if follow:
             return Answer(more=batches)
         async with contextlib.aclosing(batches):
@@ -156,30 +159,37 @@ class Logs:
             session.say(f"These are the last {len(found)} records; for earlier ones there: journalctl -t peerd")
         return Answer(found)
 
-    async def _of_peer(self, target: Peer, query: Query, stops: Stops, say: Callable[[str], None]) -> Batches:
-        """The records of a peer. Who follows them goes on where they ended, once the peer is there again."""
+    async def _of_peer(self, peer_id: str, query: Query, stops: Stops, say: Callable[[str], None]) -> Batches:
+        """The records of a peer. Who follows them goes on where they ended, once the peer is there again.
+
+        :raises PeerdError: PEER_NOT_FOUND, CONNECT_FAILED, BAD_MESSAGE, or why the leader or the peer refuses
+        """
         backoff = Backoff()
         while True:
             try:
-                async with contextlib.aclosing(self._ask(target, query, stops)) as batches:
+                async with contextlib.aclosing(self._ask(peer_id, query, stops)) as batches:
                     async for batch in batches:
                         query = replace(query, after=batch.cursor)
                         backoff.reset()
                         yield batch
                 return
-            except OSError as error:
-                if not (query.follow and query.after):
-                    raise remote.connect_failed(target, error) from None
+            except PeerdError as error:
+                if error.code not in _COMING_BACK or not (query.follow and query.after):
+                    raise
             pause = backoff.take()
             if backoff.taken == _QUIET_ATTEMPTS:
-                say(f"Connection to {target.peer_id} lost, waiting for it")
+                say(f"Connection to {peer_id} lost, waiting for it")
             await unless(stops, asyncio.sleep(pause))
             if _any(stops):
                 return
 
-    async def _ask(self, target: Peer, query: Query, stops: Stops) -> Batches:
+    async def _ask(self, peer_id: str, query: Query, stops: Stops) -> Batches:
+        # Each time anew: meanwhile the id may have become another's, or nobody's.
+        target = await unless(stops, self._node.resolve(peer_id))
+        if target is None:
+            return
         received = 0
-        async with self._node.pool.borrow(target.ip_address) as link:
+        async with remote.borrow(self._node.pool, target) as link, self._leaving(target, link):
             await link.send("getLog", query.to_wire())
             while not _any(stops):
                 frame = await unless(stops, link.receive())
@@ -200,6 +210,20 @@ class Logs:
             # What is on its way may be much; the connection is of no more use.
             await link.send("cancel")
             link.abort()
+
+    @contextlib.asynccontextmanager
+    async def _leaving(self, target: Peer, link: Connection) -> AsyncIterator[None]:
+        """End the connection of who stops being this peer while the block runs."""
+
+        async def leave() -> None:
+            await self._node.departure(target)
+            link.abort()
+
+        leaving = asyncio.create_task(leave())
+        try:
+            yield
+        finally:
+            leaving.cancel()
 
 
 async def _last(batches: Batches) -> tuple[list[Record], bool]:

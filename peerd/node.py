@@ -40,7 +40,8 @@ class Node:
     def __init__(self, registry: Registry, config: Callable[[], Config], changed: Callable[[], None]) -> None:
         self._registry = registry
         self._config = config
-        self._changed = changed
+        self._tell = changed
+        self._change = asyncio.Event()
         self.identity = registry.identity()
         self.hub: Hub | None = None
         self.link: LeaderLink | None = None
@@ -126,6 +127,16 @@ class Node:
     async def at(self, address: str) -> Peer:
         """The peer with this address, as :meth:`resolve` finds it."""
         return await self._look_up(self.book.by_address(address), "address", address)
+
+    async def departure(self, peer: Peer) -> None:
+        """Wait until the id of a peer has come to be at another address or, where it was known here, nowhere."""
+        known = False
+        while True:
+            now = self.book.by_id(peer.peer_id)
+            if now.ip_address != peer.ip_address if now else known:
+                return
+            known = now is not None
+            await self._change.wait()
 
     async def informed(self) -> None:
         """Wait until a worker that was started just now has heard of its peers, or that it does not hear of them now.
@@ -350,6 +361,11 @@ class Node:
         event, verb = (Event.LEADER_CONNECTED, "Connected to") if connected else (Event.LEADER_LOST, "Lost")
         log(event, f"{verb} leader {leader}: {detail}", address=leader)
         self._book_changed()
+
+    def _changed(self) -> None:
+        self._change.set()
+        self._change = asyncio.Event()
+        self._tell()
 
     def _peer_removed(self, peer: Peer) -> None:
         self.removed(peer)

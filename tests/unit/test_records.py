@@ -21,7 +21,7 @@ from peerd.connection import Connection
 from peerd.errors import Code, PeerdError
 from peerd.logs import Reader
 from peerd.peers import Peer
-from peerd.pool import Pool
+from peerd.pool import Connect, Pool
 from peerd.records import Query
 from unit.support import FakePeers
 
@@ -304,6 +304,27 @@ def test_of_more_than_may_be_held_the_last_is_and_that_is_said(
     asyncio.run(main())
 
 
+class FakeNode:
+    """A node that knows laptop, as far as the records of peers need one.
+
+    :ivar errors: what is raised in place of the next answers
+    """
+
+    def __init__(self, connect: Connect) -> None:
+        self.pool = Pool(connect, lambda: 5.0)
+        self.errors: list[PeerdError] = []
+
+    async def resolve(self, peer_id: str) -> Peer:
+        """As :class:`peerd.node.Node` has it."""
+        if self.errors:
+            raise self.errors.pop(0)
+        return Peer(peer_id, "127.0.0.4")
+
+    async def departure(self, peer: Peer) -> None:
+        """As :class:`peerd.node.Node` has it."""
+        await asyncio.Event().wait()
+
+
 @pytest.mark.parametrize(
     ("query", "batches", "taken"),
     [({}, 100, 100), ({}, 101, None), ({"lines": 3}, 4, None), ({"lines": 0}, 1, None), ({"follow": True}, 150, 150)],
@@ -314,11 +335,11 @@ def test_a_peer_does_not_tell_of_more_records_than_it_was_asked_for(
 ) -> None:
     async def main() -> None:
         async with FakePeers().serving() as peers:
-            node: Any = SimpleNamespace(pool=Pool(peers.connect, lambda: 5.0))
+            node: Any = FakeNode(peers.connect)
             told: list[Record] = []
 
             async def hear() -> None:
-                async for batch in logs.Logs(node)._of_peer(Peer("laptop", "127.0.0.4"), Query(**query), (), print):
+                async for batch in logs.Logs(node)._of_peer("laptop", Query(**query), (), print):
                     told.extend(batch.records)
 
             hearing = asyncio.create_task(hear())
@@ -343,11 +364,11 @@ def test_who_follows_a_peers_records_goes_on_where_they_ended(monkeypatch: pytes
 
     async def main() -> None:
         async with FakePeers().serving() as peers:
-            node: Any = SimpleNamespace(pool=Pool(peers.connect, lambda: 5.0))
+            node: Any = FakeNode(peers.connect)
             said: asyncio.Queue[str] = asyncio.Queue()
             stop = asyncio.Event()
             query = Query(lines=3, follow=True)
-            batches = logs.Logs(node)._of_peer(Peer("laptop", "127.0.0.4"), query, (stop,), said.put_nowait)
+            batches = logs.Logs(node)._of_peer("laptop", query, (stop,), said.put_nowait)
             asked = query.to_wire()
             for number in range(3):
                 batch = asyncio.create_task(anext(batches))
@@ -370,6 +391,34 @@ def test_who_follows_a_peers_records_goes_on_where_they_ended(monkeypatch: pytes
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("code", [Code.NOT_CONNECTED, Code.PEER_NOT_FOUND])
+@pytest.mark.parametrize("begun", [True, False])
+def test_who_was_cut_off_waits_for_what_comes_back_and_for_nobody_else(
+    code: Code, begun: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Backoff, "SHORTEST", 0.0)
+
+    async def main() -> None:
+        async with FakePeers().serving() as peers:
+            node: Any = FakeNode(peers.connect)
+            node.errors += [PeerdError(code, peer="laptop", reason="")] * 2
+            query = Query(follow=True, after="s=1f" if begun else "")
+            batches = logs.Logs(node)._of_peer("laptop", query, (), print)
+            batch = asyncio.create_task(anext(batches))
+            if not begun or code is Code.PEER_NOT_FOUND:
+                with pytest.raises(PeerdError) as caught:
+                    await batch
+                assert (caught.value.code, len(node.errors)) == (code, 1)
+                return
+            wire = await peers.links.get()
+            await wire.expect("getLog")
+            wire.link.post("records", {"records": [], "cursor": "s=2"})
+            assert await batch == Batch([], "s=2")
+            await batches.aclose()
+
+    asyncio.run(main())
+
+
 async def refuse(address: str) -> Connection:
     raise ConnectionRefusedError
 
@@ -378,8 +427,8 @@ async def refuse(address: str) -> Connection:
 def test_records_without_a_place_to_go_on_from_end_with_their_peer(told: dict[str, Any]) -> None:
     async def main() -> None:
         async with FakePeers().serving() as peers:
-            node: Any = SimpleNamespace(pool=Pool(peers.connect, lambda: 5.0))
-            batches = logs.Logs(node)._of_peer(Peer("laptop", "127.0.0.4"), Query(follow=True), (), print)
+            node: Any = FakeNode(peers.connect)
+            batches = logs.Logs(node)._of_peer("laptop", Query(follow=True), (), print)
             batch = asyncio.create_task(anext(batches))
             wire = await peers.links.get()
             if told:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from peerd import __version__, connection, membership, network, turns
-from peerd.answer import Answer
+from peerd.answer import Answer, Batch
 from peerd.apphost import AppHost
 from peerd.backoff import Backoff
 from peerd.connection import Connection
@@ -520,6 +520,60 @@ def test_a_worker_without_its_leader_reaches_the_peers_that_it_knows() -> None:
                 target = await here.target()
             target.link.post("result", RESULT)
             assert (await running).status == 3
+
+    asyncio.run(main())
+
+
+async def follow(here: Here) -> tuple[Wire, asyncio.Task[Batch]]:
+    """Follow laptop's log: its end of that, and what comes next."""
+    more = (await here.call("log", peer="laptop", follow=True)).more
+    assert more
+    batch = asyncio.create_task(anext(more))
+    wire = await here.target()
+    await wire.expect("getLog")
+    wire.link.post("records", {"records": [], "cursor": "s=1f"})
+    assert await batch == Batch([], "s=1f")
+    return wire, asyncio.create_task(anext(more))
+
+
+@pytest.mark.parametrize("how", ["deleted", "rejected"])
+def test_the_log_of_who_is_out_is_followed_no_more(how: str) -> None:
+    async def main() -> None:
+        async with machine() as here:
+            wire, following = await follow(here)
+            assert here.node.hub
+            (here.node.hub.delete if how == "deleted" else here.node.hub.reject)("laptop", None, "ann@vps")
+            with pytest.raises(PeerdError, match="Peer not found: laptop"):
+                await following
+            assert await wire.link.receive() is None
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("told", ["at once", "later"])
+def test_the_log_of_an_id_is_followed_to_where_it_is(told: str) -> None:
+    async def main() -> None:
+        async with machine(WORKER) as here:
+            moved = replace(LAPTOP, ip_address="127.0.0.5")
+            leader = await admit(here, LAPTOP if told == "at once" else Peer("vps", "127.0.0.1"))
+            if told == "later":
+                following = asyncio.create_task(follow(here))
+                asked = await here.target()
+                await asked.expect("getPeerInfo")
+                asked.link.post("reply", LAPTOP.to_wire())
+                before, batch = await following
+                leader.link.post("peers", {"peers": [LAPTOP.to_wire()]})
+            else:
+                before, batch = await follow(here)
+            leader.link.post("presence", {"online": [], "offline": ["laptop"]})
+            leader.link.post("peers", {"peers": [moved.to_wire()]})
+            after = await here.target()
+            assert after.link.socket.getsockname()[0] == moved.ip_address
+            assert (await after.expect("getLog")).fields["after"] == "s=1f"
+            assert await before.link.receive() is None
+            after.link.post("reply")
+            with pytest.raises(StopAsyncIteration):
+                await batch
 
     asyncio.run(main())
 

@@ -894,7 +894,7 @@ def test_the_connections_of_who_is_no_peer_any_more_end_on_workers(how: str, mon
                 # The same again, and news of others, are no reason to end anything.
                 link.close()
                 link = (await book_told(leader, LAPTOP)).link
-                remote.node._changed = lambda: heard.set() if remote.node.book.by_id("vps") else None
+                remote.node._tell = lambda: heard.set() if remote.node.book.by_id("vps") else None
                 link.post("peers", {"peers": [vps.to_wire()]})
                 await heard.wait()
                 for wire in wires:
