@@ -27,8 +27,8 @@ _MAX_READERS = 32
 _OF_A_PEER = _MAX_READERS // 2
 _QUIET_ATTEMPTS = 4
 """To get back to a peer: a restart of peerd takes no longer, and needs no words."""
-_COMING_BACK = (Code.NOT_CONNECTED, Code.CONNECT_FAILED)
-"""What is so for a while after a restart or an outage."""
+_COMING_BACK = (Code.NOT_CONNECTED, Code.CONNECT_FAILED, Code.BUSY)
+"""What is so for a while after a restart or an outage; at a peer one's own former readers may still be there."""
 _MAX_HELD = 64 * 1024 * 1024
 """Bytes of records that are held for one answer."""
 

@@ -391,7 +391,7 @@ def test_who_follows_a_peers_records_goes_on_where_they_ended(monkeypatch: pytes
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("code", [Code.NOT_CONNECTED, Code.PEER_NOT_FOUND])
+@pytest.mark.parametrize("code", [Code.NOT_CONNECTED, Code.BUSY, Code.PEER_NOT_FOUND])
 @pytest.mark.parametrize("begun", [True, False])
 def test_who_was_cut_off_waits_for_what_comes_back_and_for_nobody_else(
     code: Code, begun: bool, monkeypatch: pytest.MonkeyPatch
@@ -410,9 +410,10 @@ def test_who_was_cut_off_waits_for_what_comes_back_and_for_nobody_else(
                     await batch
                 assert (caught.value.code, len(node.errors)) == (code, 1)
                 return
-            wire = await peers.links.get()
-            await wire.expect("getLog")
-            wire.link.post("records", {"records": [], "cursor": "s=2"})
+            for answer in ({"code": "busy", "message": "of one's own"}, None):
+                wire = await peers.links.get()
+                await wire.expect("getLog")
+                wire.link.post("error" if answer else "records", answer or {"records": [], "cursor": "s=2"})
             assert await batch == Batch([], "s=2")
             await batches.aclose()
 
