@@ -16,6 +16,7 @@ from peerd.backoff import Backoff
 from peerd.connection import Connection
 from peerd.environment import LANG, PATH
 from peerd.errors import Code, PeerdError
+from peerd.journal import report
 from peerd.node import Node
 from peerd.peers import Peer
 from peerd.records import Query
@@ -96,16 +97,21 @@ class Reader:
     async def _run(self, stops: Stops, *arguments: str) -> Batches:
         # Other users can write records that look like peerd's.
         matches = ["SYSLOG_IDENTIFIER=peerd", f"_UID={os.getuid()}"]
-        process = await asyncio.create_subprocess_exec(
-            self._program,
-            *("--output=json", "--all", "--quiet", "--no-pager"),
-            *arguments,
-            *matches,
-            env={"PATH": PATH, "LANG": LANG},
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
+        try:
+            process = await asyncio.create_subprocess_exec(
+                self._program,
+                *("--output=json", "--all", "--quiet", "--no-pager"),
+                *arguments,
+                *matches,
+                env={"PATH": PATH, "LANG": LANG},
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+            )
+        except OSError as error:
+            # It is no fault of the connection to the caller, and must not be taken for one.
+            report(error, "journalctl")
+            raise PeerdError(Code.INTERNAL, reason=f"journalctl: {error.strerror}") from None
         assert process.stdout
         assert process.stderr
         try:

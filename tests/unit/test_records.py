@@ -19,11 +19,12 @@ from peerd.answer import Batch, Record
 from peerd.backoff import Backoff
 from peerd.connection import Connection
 from peerd.errors import Code, PeerdError
+from peerd.journal import Event
 from peerd.logs import Reader
 from peerd.peers import Peer
 from peerd.pool import Connect, Pool
 from peerd.records import Query
-from unit.support import FakePeers
+from unit.support import FakePeers, Journal
 
 ENTRY: dict[str, Any] = {
     "__REALTIME_TIMESTAMP": "1790000000123456",
@@ -139,6 +140,16 @@ def test_the_reader_says_what_went_wrong(journalctl: Path, query: Query, reason:
     with pytest.raises(PeerdError, match=reason) as caught:
         asyncio.run(collect(Reader(str(journalctl)), query))
     assert caught.value.code is Code.INTERNAL
+
+
+def test_a_reader_that_cannot_be_started_is_an_error_and_no_lost_connection(tmp_path: Path, records: Journal) -> None:
+    records.expect(Event.INTERNAL_ERROR)
+    reader = Reader(str(tmp_path / "missing"))
+    queries = [Query(), Query(1.0, follow=True)] * logs._MAX_READERS
+    for query in queries:
+        with pytest.raises(PeerdError, match="Internal error: journalctl: No such file or directory"):
+            asyncio.run(collect(reader, query))
+    assert len(records.of(Event.INTERNAL_ERROR)) == len(queries)
 
 
 def test_the_reader_follows_until_it_is_cancelled(journalctl: Path) -> None:
