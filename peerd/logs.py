@@ -198,7 +198,12 @@ class Logs:
         async with remote.borrow(self._node.pool, target) as link, self._leaving(target, link):
             await link.send("getLog", query.to_wire())
             while not _any(stops):
-                frame = await unless(stops, link.receive())
+                try:
+                    frame = await unless(stops, link.receive())
+                except PeerdError:
+                    if link.usable:
+                        raise
+                    frame = None  # A peerd that was killed leaves half a frame.
                 if _any(stops):
                     break
                 if frame is None:
