@@ -211,10 +211,13 @@ class ExecRequest:
             rollback = not take(fields, "noRollback", validate.boolean, False)
             return cls(exec_id, action=action, timeout=timeout, detach=detach, rollback=rollback)
         argv = take_optional(fields, "argv", validate.arguments) or ()
+        shell_cmd = take(fields, "shellCmd", validate.shell_command, "" if argv else None)
+        if argv and shell_cmd:
+            raise PeerdError(Code.BAD_MESSAGE, reason="either shellCmd or argv, and not both")
         return cls(
             exec_id,
             take(fields, "directory", validate.directory),
-            take(fields, "shellCmd", validate.shell_command, "" if argv else None),
+            shell_cmd,
             argv,
             timeout=timeout,
             env=take(fields, "env", _variables, {}),

@@ -80,6 +80,7 @@ def test_every_command_that_can_be_run_can_be_sent(character: str) -> None:
         ("shellCmd", ["sh"]),
         ("shellCmd", "a" * (validate.MAX_COMMAND + 1)),
         ("shellCmd", "\ud800"),
+        ("argv", ["true"]),
         ("timeout", 0),
         ("timeout", -1),
         ("timeout", True),
