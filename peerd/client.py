@@ -85,7 +85,9 @@ def main() -> int:
         # Who reads our output has gone, or its disk is full. The daemon sees us go and stops the command.
         if isinstance(error.__cause__, BrokenPipeError):
             return SIGNAL_BASE + signal.SIGPIPE
-        _complain(str(error), "The command was stopped.")
+        from peerd.clientend import complain
+
+        complain(str(error), "The command was stopped.")
         return EXIT_FAILURE
     except (_Gone, ConnectionError):
         return call.fail(
@@ -133,16 +135,16 @@ class _Call:
         known = self._exec_id or self._cursor or not self._accepted
         return self.broken <= _ATTEMPTS and not self._cancelled and bool(known)
 
-    def fail(self, sentence: str, hint: str) -> int:
+    def fail(self, *lines: str) -> int:
         """Say why there is no result, also in the record where one was to be printed; the exit status."""
-        _complain(sentence, hint)
+        from peerd import clientend
+
         self._all_said = True
+        clientend.complain(*lines)
         try:
             self._flush()
             if self._printer:
-                from peerd.render import no_result
-
-                self._write("stdout", self._printer.result(no_result("lost", (sentence, hint), self._exec_id)).encode())
+                self._write("stdout", clientend.record(self._printer, "lost", lines, self._exec_id))
         except _Unusable:
             pass  # The exit status still says it.
         return EXIT_FAILURE
@@ -244,9 +246,11 @@ class _Call:
                 self._write("stdout", self._printer.result(frame["record"]).encode())
             return int(frame["status"])
         elif kind == "error":
+            from peerd.clientend import complain
+
             self._all_said = True
             self._flush()
-            _complain(frame["message"])
+            complain(frame["message"])
             return EXIT_FAILURE
         return None
 
@@ -290,33 +294,19 @@ class _Call:
         Who sat in write(2) while its reader pauses would not notice that peerd is restarted, and come back too late.
 
         :param unread: bytes of the same message that are still to come
-        :raises _Gone: when the daemon goes meanwhile, before it has said all
+        :raises _Gone: when the daemon goes meanwhile, and its last words are not all that it had to say
         """
         try:
             written = output.write(data, None if self._all_said else self.connection)
         except OSError as error:
             raise _Unusable(f"Cannot write output: {error}") from error
         if not written:
-            self._hear_out(unread)
+            from peerd.clientend import last_words
+
+            self._all_said = last_words(self.connection, self._buffer, unread)
+            if not self._all_said:
+                raise _Gone
         return written
-
-    def _hear_out(self, unread: int) -> None:
-        """Take the last words of a daemon that went.
-
-        :raises _Gone: when it has not said all
-        """
-        try:
-            while data := self.connection.recv(_CHUNK):
-                self._buffer += data
-        except ConnectionError:
-            pass  # It has not heard our last words.
-        while (end := self._buffer.find(b"\n", unread)) >= 0:
-            frame = quickjson.loads(self._buffer[unread:end].decode())
-            if frame["type"] in ("exit", "error"):
-                self._all_said = True
-                return
-            unread = end + 1 + frame.get("size", 0)
-        raise _Gone
 
     def _confirm(self) -> None:
         """Say from time to time what has been written or kept."""
@@ -343,17 +333,14 @@ class _Call:
 
     def _send_stdin(self) -> bool:
         """Send some of standard input, if there is any to send and the daemon has nothing to say first."""
-        stdin = self._stdin
-        if stdin is None or not stdin.room:
+        if self._stdin is None or not self._stdin.room:
             return False
-        if stdin.lacking:
-            if self.connection.fileno() in self._wait_for(0):
-                return False
-            try:
-                stdin.read()
-            except OSError as error:
-                raise _Unusable(f"Cannot read standard input: {error}") from error
-        data = stdin.take()
+        if self._stdin.lacking and self.connection.fileno() in self._wait_for(0):
+            return False
+        try:
+            data = self._stdin.take()
+        except OSError as error:
+            raise _Unusable(f"Cannot read standard input: {error}") from error
         self._send({"type": "stdin", "size": len(data)} if data else {"type": "stdin"}, data)
         return True
 
@@ -391,10 +378,3 @@ class _Call:
         data = bytes(memoryview(self._buffer)[:size])
         del self._buffer[:size]
         return data
-
-
-def _complain(*lines: str) -> None:
-    try:
-        posix.write(2, ("\n  ".join(lines) + "\n").encode("utf-8", "backslashreplace"))
-    except OSError:
-        pass  # The exit status still says it.

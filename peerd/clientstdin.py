@@ -51,11 +51,7 @@ class Stdin:
         """Whether there is more to read before anything can be sent."""
         return self._next == self._end and not self._ended
 
-    def read(self) -> None:
-        """Read what there is.
-
-        :raises OSError: where it cannot be read
-        """
+    def _read(self) -> None:
         data = posix.read(0, self.room)
         if self._held and len(self._held[-1]) + len(data) <= _SMALL:
             self._held[-1] += data
@@ -65,7 +61,12 @@ class Stdin:
         self._ended = not data
 
     def take(self) -> bytes:
-        """What is to be sent next; no bytes are the end."""
+        """What is to be sent next, read where it is lacking; no bytes are the end.
+
+        :raises OSError: where it cannot be read
+        """
+        if self.lacking:
+            self._read()
         start, data = self._end, b""
         for held in reversed(self._held):
             start -= len(held)

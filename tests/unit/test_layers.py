@@ -69,7 +69,7 @@ def test_the_client_loads_nothing_of_peerd_before_it_must() -> None:
     at_once = imports("client", everywhere=False)
     assert {module for module in at_once if module.startswith("peerd")} == {"peerd.quickjson"}
     assert not {module.split(".", maxsplit=1)[0] for module in at_once} & IO
-    assert inside("client") <= {"cli", "clientpipes", "clientstdin", "jsonrecord", "quickjson", "render"}
+    assert inside("client") <= {"cli", "clientend", "clientpipes", "clientstdin", "jsonrecord", "quickjson"}
 
 
 def test_to_look_at_the_configuration_loads_nothing_but_that() -> None:

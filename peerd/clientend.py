@@ -1,0 +1,52 @@
+"""How `d` ends where the daemon does not say it, loaded only then."""
+
+import posix
+
+from peerd import quickjson
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _socket import socket
+    from collections.abc import Sequence
+
+    from peerd.jsonrecord import Printer
+
+_CHUNK = 512 * 1024
+
+
+def complain(*lines: str) -> None:
+    """Say a sentence, and hints, on standard error."""
+    try:
+        posix.write(2, ("\n  ".join(lines) + "\n").encode("utf-8", "backslashreplace"))
+    except OSError:
+        pass  # The exit status still says it.
+
+
+def record(printer: "Printer", code: str, lines: "Sequence[str]", exec_id: str) -> bytes:
+    """What is printed of a command of whose end there is nobody to tell.
+
+    :param code: the error
+    :param lines: what people are told: a sentence, and hints
+    """
+    from peerd.render import no_result
+
+    return printer.result(no_result(code, lines, exec_id)).encode()
+
+
+def last_words(connection: "socket", buffer: bytearray, unread: int) -> bool:
+    """Take all that a daemon said before it went; whether that was to its end.
+
+    :param buffer: what has come and was not looked at, to which the rest is added
+    :param unread: bytes at its beginning that belong to a message before
+    """
+    try:
+        while data := connection.recv(_CHUNK):
+            buffer += data
+    except ConnectionError:
+        pass  # It has not heard our last words.
+    while (end := buffer.find(b"\n", unread)) >= 0:
+        frame = quickjson.loads(buffer[unread:end].decode())
+        if frame["type"] in ("exit", "error"):
+            return True
+        unread = end + 1 + frame.get("size", 0)
+    return False
