@@ -289,9 +289,15 @@ def _misused(error: click.UsageError, args: Sequence[str]) -> Reply:
     return _complain(message, f"Help: {path} --help", code=Code.USAGE, asked=_meant(args), prefix=f"{PROG}: ")
 
 
+def meant(argv: Sequence[str]) -> Invocation:
+    """What these arguments ask for, also where they are wrong, as far as that can be told."""
+    parsed = parse(argv)
+    return parsed if isinstance(parsed, Invocation) else _meant(argv)
+
+
 def _meant(args: Sequence[str]) -> Invocation:
     """What wrong arguments ask for, as far as that can be told: the command, and whether for JSON."""
-    command = BY_NAME.get(args[0], BY_NAME["help"])
+    command = BY_NAME.get(args[0] if args else "", BY_NAME["help"])
     options = _by_flag(command)
     words = iter(args[1:])
     switches = set()

@@ -82,13 +82,7 @@ def main() -> int:
             "peerd does not answer", "What is wrong with it: systemctl status peerd, journalctl -u peerd -n 50"
         )
     except _Unusable as error:
-        # Who reads our output has gone, or its disk is full. The daemon sees us go and stops the command.
-        if isinstance(error.__cause__, BrokenPipeError):
-            return SIGNAL_BASE + signal.SIGPIPE
-        from peerd.clientend import complain
-
-        complain(str(error), "The command was stopped.")
-        return EXIT_FAILURE
+        return call.give_up(error)
     except (_Gone, ConnectionError):
         return call.fail(
             "peerd ended the connection before the command's result", "What happened: journalctl -u peerd -n 50"
@@ -147,6 +141,18 @@ class _Call:
                 self._write("stdout", clientend.record(self._printer, "lost", lines, self._exec_id))
         except _Unusable:
             pass  # The exit status still says it.
+        return EXIT_FAILURE
+
+    def give_up(self, error: _Unusable) -> int:
+        """End where who reads our output has gone, or its disk is full; the exit status.
+
+        The daemon sees us go, and stops the command.
+        """
+        if isinstance(error.__cause__, BrokenPipeError):
+            return SIGNAL_BASE + signal.SIGPIPE
+        from peerd.clientend import complain, fate
+
+        complain(str(error), *([] if self._all_said else fate(self._arguments, self._exec_id)))
         return EXIT_FAILURE
 
     def without_daemon(self, path: bytes, error: OSError) -> int:

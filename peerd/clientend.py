@@ -22,6 +22,22 @@ def complain(*lines: str) -> None:
         pass  # The exit status still says it.
 
 
+def fate(arguments: "Sequence[str]", exec_id: str) -> list[str]:
+    """What becomes of a command whose caller goes before it has heard the end, as a hint, where one was asked for.
+
+    :param exec_id: its id, "" where that was not told
+    """
+    from peerd import cli
+
+    asked = cli.meant(arguments)
+    if asked.params.get("detach"):
+        if not exec_id:
+            return ["Whether its job was started: d listJobs"]
+        return [f"Its job runs on, if it was started. To stop it: d cancelJob --job {exec_id}"]
+    # Of a job its caller only hears.
+    return ["The command is stopped, if it has not ended."] if exec_id and "job" not in asked.params else []
+
+
 def record(printer: "Printer", code: str, lines: "Sequence[str]", exec_id: str) -> bytes:
     """What is printed of a command of whose end there is nobody to tell.
 

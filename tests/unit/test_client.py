@@ -704,6 +704,50 @@ def test_a_disk_that_is_full_is_said_to_be(tmp_path: Path) -> None:
     os.close(full)
 
 
+ATTACHED = ("execOnPeer", "--peer", "vps", "--directory", "/", "--shellCmd", "true")
+STOPPED = b"  The command is stopped, if it has not ended.\n"
+RUNS_ON = f"  Its job runs on, if it was started. To stop it: d cancelJob --job {EXEC_ID}\n".encode()
+
+
+@pytest.mark.parametrize(
+    ("argv", "exec_id", "by", "hint"),
+    [
+        (ATTACHED, EXEC_ID, {}, STOPPED),
+        (("remoteDeployDaemon", "--peer", "vps"), EXEC_ID, {}, STOPPED),
+        ((*ATTACHED, "--detach"), EXEC_ID, {"by": "peerd"}, RUNS_ON),
+        ((*ATTACHED, "--detach"), "", {"by": "peerd"}, b"  Whether its job was started: d listJobs\n"),
+        (("attachJob", "--job", EXEC_ID), EXEC_ID, {}, b""),
+        (("listPeers",), "", {"by": "peerd"}, b""),
+        (("help",), "", {"by": "peerd"}, b""),
+        ((), "", {"by": "peerd"}, b""),
+    ],
+    ids=str,
+)
+def test_what_becomes_of_a_command_whose_output_cannot_be_written_is_said(
+    tmp_path: Path, argv: Sequence[str], exec_id: str, by: dict[str, str], hint: bytes
+) -> None:
+    async def main() -> None:
+        async with called(tmp_path, *argv, through=through_shell("exec >/dev/full")) as client:
+            client.wire.link.post("running", {"execId": exec_id, "step": 1})
+            client.wire.link.post("output", {"stream": "stdout", **by}, b"x")
+            status, _, err = await client.ended()
+            assert (status, err) == (255, b"Cannot write output: [Errno 28] No space left on device\n" + hint)
+
+    asyncio.run(main())
+
+
+def test_a_command_that_has_ended_is_not_said_to_be_stopped(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with called(tmp_path, *ATTACHED, "--json", through=through_shell("exec >/dev/full")) as client:
+            client.wire.link.post("collect", {"events": False})
+            begin(client)
+            client.wire.link.post("exit", {"status": 3, "record": RECORD})
+            status, _, err = await client.ended()
+            assert (status, len(err.splitlines())) == (255, 1)
+
+    asyncio.run(main())
+
+
 def test_output_that_is_closed_does_not_reach_the_daemon(tmp_path: Path) -> None:
     async def main() -> None:
         closed = ("/bin/sh", "-c", 'exec "$@" >&-', "sh")
