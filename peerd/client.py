@@ -58,7 +58,7 @@ def main() -> int:
     while (spare := posix.open("/dev/null", posix.O_RDWR)) <= max(_STREAMS.values()):
         pass
     posix.close(spare)
-    path = posix.environ.get(b"PEERD_SOCKET", SOCKET.encode())
+    path = posix.environ.get(b"PEERD_SOCKET") or SOCKET.encode()
     call = _Call(arguments)
     try:
         while True:

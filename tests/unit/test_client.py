@@ -86,7 +86,7 @@ class Client:
 
 
 async def program(
-    path: Path,
+    path: Path | str,
     *argv: str,
     stdin: int = asyncio.subprocess.DEVNULL,
     stdout: int = asyncio.subprocess.PIPE,
@@ -1017,6 +1017,18 @@ def test_wrong_usage_needs_no_daemon(tmp_path: Path) -> None:
     status, out, err = asyncio.run(without_daemon(tmp_path / "none", "xyzzy"))
     assert (status, out) == (2, b"")
     assert b"No such command: 'xyzzy'" in err
+
+
+def test_a_socket_that_is_set_to_nothing_is_the_usual_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = tmp_path / "usual"
+    monkeypatch.setattr("unit.test_client.MAIN", f"from peerd import client; client.SOCKET = {str(usual)!r}; {MAIN}")
+
+    async def main() -> None:
+        process = await program("", "listPeers")
+        _, _, err = await process.ended()
+        assert err.startswith(b"Cannot reach peerd on this machine: No such file or directory (" + os.fsencode(usual))
+
+    asyncio.run(main())
 
 
 def nobody(path: Path) -> None:
