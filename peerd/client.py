@@ -197,7 +197,10 @@ class _Call:
             from peerd import cli
 
             return self._reply(cli.too_long(self._arguments, len(request), _LONGEST))
-        connection.sendall(request)
+        try:
+            connection.sendall(request)
+        except BrokenPipeError:
+            pass  # A daemon that is too busy hangs up before it has read anything, and has said so.
         while True:
             while not self._buffer and self._send_stdin():
                 pass

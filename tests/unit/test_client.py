@@ -231,6 +231,35 @@ def test_an_error_is_shown_and_ends_with_255(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_an_error_is_shown_also_where_the_daemon_hung_up_before_it_was_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = """
+import select
+from peerd import client
+
+class Late(client.socket):
+    def connect(self, path):
+        super().connect(path)
+        poll = select.poll()
+        poll.register(self, 0)
+        assert poll.poll()
+
+client.socket = Late
+"""
+    monkeypatch.setattr("unit.test_client.MAIN", late + MAIN)
+
+    async def accept(link: Connection) -> None:
+        link.post("error", {"code": "busy", "message": "Too busy"})
+        link.close()
+
+    async def main() -> None:
+        async with unix_server(accept, tmp_path / "socket") as path:
+            assert await without_daemon(path, "version") == (255, b"", b"Too busy\n")
+
+    asyncio.run(main())
+
+
 PARTS = [b"", b'{"type":"out', b'{"type":"output","stream":"stdout","by":"peerd","size":9}\nhalf']
 
 
