@@ -35,8 +35,6 @@ _CHUNK = 512 * 1024
 _LINE = 4096
 _LONGEST = 1024 * 1024 - 4096
 """Bytes of a request: what a header may have (MAX_HEADER), less room for what else the request to the peer has."""
-_WINDOWS = {2: 1024 * 1024, 3: 4 * 1024 * 1024}
-"""Bytes of standard input that may be under way, and that are held to be sent again, by the version of the protocol."""
 _COMPLETION_LIMIT, _GREETING_LIMIT, _RETURN_LIMIT = 2.0, 20.0, 240.0
 """Seconds for the daemon to start and to answer; the same where a command goes on, which may be a deploy of it."""
 _STREAMS = {"stdout": 1, "stderr": 2}
@@ -45,6 +43,10 @@ _CANCELLING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 class _Gone(Exception):
     """The daemon ended the connection before it had said all."""
+
+
+class _Left(Exception):
+    """The user does not wait for the daemon's word any more."""
 
 
 class _Unusable(Exception):
@@ -82,7 +84,12 @@ def main() -> int:
             "peerd does not answer", "What is wrong with it: systemctl status peerd, journalctl -u peerd -n 50"
         )
     except _Unusable as error:
-        return call.give_up(error)
+        # Who reads our output has gone, or its disk is full. The daemon sees us go and stops the command.
+        if isinstance(error.__cause__, BrokenPipeError):
+            return SIGNAL_BASE + signal.SIGPIPE
+        return call.fail(str(error), fated=True)
+    except _Left:
+        return call.leave()
     except (_Gone, ConnectionError):
         return call.fail(
             "peerd ended the connection before the command's result", "What happened: journalctl -u peerd -n 50"
@@ -104,8 +111,8 @@ class _Call:
         self._arguments = arguments
         self.completes = arguments[:1] == ["--complete"]
         self._buffer = bytearray()
-        self._cancellable = False
-        self._cancelled = False
+        # Whether this connection has the whole request; whether the user took it back.
+        self._asked = self._cancelled = False
         self._accepted = False
         # How far a log is followed. The command that runs: its id, which of ours it is, how much of its output is here.
         self._cursor = self._exec_id = ""
@@ -116,44 +123,50 @@ class _Call:
         self._watched: list[int] = []
         self._printer: Printer | None = None
         self._stdin: Stdin | None = None
-        self._window = 0
+        self._version = 0
         self._all_said = False
 
     def may_go_on(self) -> bool:
-        """Whether it is safe and of use to try again on a new connection."""
+        """Whether it is safe and of use to try again on a new connection.
+
+        :raises _Left: when there is nothing to go on with for who took it back
+        """
         self.broken += 1
-        self._cancellable = False
+        self._asked = False
         self._buffer.clear()
         if self._stdin:
             self._stdin.withdraw()
-        known = self._exec_id or self._cursor or not self._accepted
-        return self.broken <= _ATTEMPTS and not self._cancelled and bool(known)
+        safe = bool(self._cursor) or not self._accepted
+        if safe and self._cancelled and not self._exec_id:
+            raise _Left
+        return self.broken <= _ATTEMPTS and (safe or bool(self._exec_id))
 
-    def fail(self, *lines: str) -> int:
-        """Say why there is no result, also in the record where one was to be printed; the exit status."""
+    def leave(self) -> int:
+        """End without the word that the user does not wait for any more; the exit status."""
+        # Nor is a reader that pauses waited for.
+        signal.signal(signal.SIGALRM, self._cancel)
+        signal.alarm(1)
+        sentence = f"Stopped waiting for {self._exec_id or 'peerd'}"
+        return self.fail(sentence, code="not-waited", status=EXIT_CANCELLED, fated=True)
+
+    def fail(self, *lines: str, code: str = "lost", status: int = EXIT_FAILURE, fated: bool = False) -> int:
+        """Say why there is no result, also in the record where one was to be printed; the exit status.
+
+        :param fated: whether to say as well what becomes of the command
+        """
+        ended, self._all_said = self._all_said, True
         from peerd import clientend
 
-        self._all_said = True
+        if fated and not ended:
+            lines += clientend.fate(self._arguments, self._exec_id)
         clientend.complain(*lines)
         try:
             self._flush()
-            if self._printer:
-                self._write("stdout", clientend.record(self._printer, "lost", lines, self._exec_id))
+            if self._printer and not ended:
+                self._write("stdout", clientend.record(self._printer, code, lines, self._exec_id))
         except _Unusable:
             pass  # The exit status still says it.
-        return EXIT_FAILURE
-
-    def give_up(self, error: _Unusable) -> int:
-        """End where who reads our output has gone, or its disk is full; the exit status.
-
-        The daemon sees us go, and stops the command.
-        """
-        if isinstance(error.__cause__, BrokenPipeError):
-            return SIGNAL_BASE + signal.SIGPIPE
-        from peerd.clientend import complain, fate
-
-        complain(str(error), *([] if self._all_said else fate(self._arguments, self._exec_id)))
-        return EXIT_FAILURE
+        return status
 
     def without_daemon(self, path: bytes, error: OSError) -> int:
         """Do what can be done where the daemon is not to be had; the exit status."""
@@ -201,6 +214,9 @@ class _Call:
             connection.sendall(request)
         except BrokenPipeError:
             pass  # A daemon that is too busy hangs up before it has read anything, and has said so.
+        self._asked = True
+        if self._cancelled:
+            self._take_back()
         while True:
             while not self._buffer and self._send_stdin():
                 pass
@@ -217,8 +233,7 @@ class _Call:
         kind = frame["type"]
         if kind == "hello":
             self.connection.settimeout(None)
-            self._cancellable = True
-            self._window = _WINDOWS[max(min(_WINDOWS), min(frame.get("newest", 0), PROTOCOL))]
+            self._version = min(frame.get("newest", 0), PROTOCOL)
         elif kind == "running":
             self._accepted, self.broken = True, 0
             if frame.get("execId", "") != self._exec_id:
@@ -234,20 +249,18 @@ class _Call:
                 self._offsets[frame["stream"]] += len(data)
                 self._write("stdout", self._printer.output(frame["stream"], data).encode())
                 self._confirm()
-        elif kind == "started":
-            if self._printer:
-                self._write("stdout", self._printer.started().encode())
+        elif kind == "started" and self._printer:
+            self._write("stdout", self._printer.started().encode())
         elif kind == "stdinWindow":
             if self._stdin is None:
                 from peerd.clientstdin import Stdin
 
                 self._stdin = Stdin(_CHUNK)
-            self._stdin.grant(frame, self._window)
-        elif kind == "collect":
-            if self._printer is None:
-                from peerd.jsonrecord import Printer
+            self._stdin.grant(frame, self._version)
+        elif kind == "collect" and self._printer is None:
+            from peerd.jsonrecord import Printer
 
-                self._printer = Printer(frame["events"])
+            self._printer = Printer(frame["events"])
         elif kind == "exit":
             self._all_said = True
             self._flush()
@@ -255,12 +268,7 @@ class _Call:
                 self._write("stdout", self._printer.result(frame["record"]).encode())
             return int(frame["status"])
         elif kind == "error":
-            from peerd.clientend import complain
-
-            self._all_said = True
-            self._flush()
-            complain(frame["message"])
-            return EXIT_FAILURE
+            return self.fail(frame["message"], code=frame["code"])
         return None
 
     def _pass_on(self, stream: str, size: int) -> None:
@@ -321,24 +329,25 @@ class _Call:
         """Say from time to time what has been written or kept."""
         if sum(self._offsets.values()) - self._confirmed >= _CHUNK and not self._all_said:
             self._confirmed = sum(self._offsets.values())
-            self._send({"type": "ack", "execId": self._exec_id, **self._offsets})
+            from peerd.clientpipes import send
+
+            send(self.connection, {"type": "ack", "execId": self._exec_id, **self._offsets}, b"", _CANCELLING)
 
     def _cancel(self, _number: int, _frame: object) -> None:
-        if not self._cancellable:
+        if self._cancelled and self._all_said:
             posix._exit(EXIT_CANCELLED)
-        self._cancellable, self._cancelled = False, True
-        self.connection.sendall(b'{"type":"cancel"}\n')
+        if self._cancelled:
+            raise _Left
+        self._cancelled = True
+        # Else it follows the request, of which half may be under way.
+        if self._asked:
+            self._take_back()
 
-    def _send(self, header: "dict[str, Any]", data: bytes = b"") -> None:
-        # A signal here would put its cancel into the middle of the frame.
-        signal.pthread_sigmask(signal.SIG_BLOCK, _CANCELLING)
+    def _take_back(self) -> None:
         try:
-            line = quickjson.dumps(header).encode() + b"\n"
-            sent = self.connection.sendmsg([line, data])
-            if sent < len(line) + len(data):
-                self.connection.sendall((line + data)[sent:])
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _CANCELLING)
+            self.connection.sendall(b'{"type":"cancel"}\n')
+        except OSError:
+            pass  # Why, is found out by who waits for the answer.
 
     def _send_stdin(self) -> bool:
         """Send some of standard input, if there is any to send and the daemon has nothing to say first."""
@@ -350,7 +359,9 @@ class _Call:
             data = self._stdin.take()
         except OSError as error:
             raise _Unusable(f"Cannot read standard input: {error}") from error
-        self._send({"type": "stdin", "size": len(data)} if data else {"type": "stdin"}, data)
+        from peerd.clientpipes import send
+
+        send(self.connection, {"type": "stdin", "size": len(data)} if data else {"type": "stdin"}, data, _CANCELLING)
         return True
 
     def _wait_for(self, *more: int) -> list[int]:

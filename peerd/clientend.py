@@ -22,7 +22,7 @@ def complain(*lines: str) -> None:
         pass  # The exit status still says it.
 
 
-def fate(arguments: "Sequence[str]", exec_id: str) -> list[str]:
+def fate(arguments: "Sequence[str]", exec_id: str) -> tuple[str, ...]:
     """What becomes of a command whose caller goes before it has heard the end, as a hint, where one was asked for.
 
     :param exec_id: its id, "" where that was not told
@@ -32,10 +32,10 @@ def fate(arguments: "Sequence[str]", exec_id: str) -> list[str]:
     asked = cli.meant(arguments)
     if asked.params.get("detach"):
         if not exec_id:
-            return ["Whether its job was started: d listJobs"]
-        return [f"Its job runs on, if it was started. To stop it: d cancelJob --job {exec_id}"]
+            return ("Whether its job was started: d listJobs",)
+        return (f"Its job runs on, if it was started. To stop it: d cancelJob --job {exec_id}",)
     # Of a job its caller only hears.
-    return ["The command is stopped, if it has not ended."] if exec_id and "job" not in asked.params else []
+    return ("The command is stopped, if it has not ended.",) if exec_id and "job" not in asked.params else ()
 
 
 def record(printer: "Printer", code: str, lines: "Sequence[str]", exec_id: str) -> bytes:

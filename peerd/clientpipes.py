@@ -5,6 +5,8 @@ import posix
 import select
 from _socket import MSG_DONTWAIT, socket
 
+from peerd import quickjson
+
 # inode(7), as of the module stat, which takes longer to load than to copy.
 _S_IFMT, _S_IFIFO, _S_IFCHR, _S_IFSOCK = 0o170000, 0o010000, 0o020000, 0o140000
 _LAST_WORDS = 1000
@@ -12,7 +14,11 @@ _LAST_WORDS = 1000
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    import signal
+    from collections.abc import Collection, Sequence
+    from typing import Any
+else:
+    import _signal as signal
 
 
 def widen(fd: int, size: int) -> None:
@@ -62,6 +68,21 @@ class Output:
                     poll.register(connection, 0)
                 if all(ready != self.fd for ready, _ in poll.poll()):
                     return 0
+
+
+def send(connection: socket, header: "dict[str, Any]", data: bytes, later: "Collection[int]") -> None:
+    """Send a message.
+
+    :param later: signals that would put one of their own into the middle of it, and are heard after it
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, later)
+    try:
+        line = quickjson.dumps(header).encode() + b"\n"
+        sent = connection.sendmsg([line, data])
+        if sent < len(line) + len(data):
+            connection.sendall((line + data)[sent:])
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, later)
 
 
 def wait(fds: "Sequence[int]", watched: "Sequence[int]", limit: float | None) -> list[int]:

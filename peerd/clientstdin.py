@@ -8,6 +8,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+_WINDOWS = {2: 1024 * 1024, 3: 4 * 1024 * 1024}
+"""Bytes that may be under way, and that are held to be sent again, by the version of the protocol."""
 _SMALL = 4096
 """Bytes up to which what was read is put together with what was read before."""
 
@@ -26,11 +28,12 @@ class Stdin:
         self._ended = self._end_sent = False
         widen(0, 2 * chunk)
 
-    def grant(self, frame: "dict[str, Any]", window: int) -> None:
+    def grant(self, frame: "dict[str, Any]", version: int) -> None:
         """Take a stdinWindow.
 
-        :param window: bytes that the daemon may still have to ask for again
+        :param version: that of the protocol, which says how much the daemon may still have to ask for again
         """
+        window = _WINDOWS[max(min(_WINDOWS), version)]
         self._until = frame["until"]
         if "from" in frame:
             self._next, self._end_sent = frame["from"], False

@@ -83,6 +83,9 @@ class Execution:
             tasks=tasks,
             detach=detach,
         )
+        if detach:
+            # Once it runs it is not stopped any more: what was taken back at once is not started.
+            await asyncio.sleep(0)
         job = await self.execute(peer, request, session)
         result = job.result
         if detach and result is None:
@@ -189,6 +192,9 @@ class Execution:
 
     async def _run_here(self, request: ExecRequest, session: Session, resume: Resume | None) -> ExecResult:
         if request.detach:
+            # Of who comes back it may run already.
+            if session.cancel.is_set() and not resume:
+                raise PeerdError(Code.CANCELLED, peer=self._node.peer_id)
             return await self._executor.detach(request, session.caller)
         # Who was cut off before its command was started finds nothing of it here, and has nothing of it.
         if not resume or not self._executor.knows(request.exec_id):

@@ -102,7 +102,8 @@ class Remote:
                     begun = True
                     if asking and request:
                         if not asked:
-                            if self._session.cancel.is_set():
+                            # What was asked for before, by who comes back, may run.
+                            if self._session.cancel.is_set() and not self._resumed:
                                 raise PeerdError(Code.CANCELLED, peer=self._target.peer_id)
                             self._asking()
                         self._boot, asked = boot, asked + 1
@@ -167,6 +168,11 @@ class Remote:
         held.then(partial(link.post_with_next, "done"))
         if self._session.hearing:
             self._session.hearing.push_async_exit(held.pop_all())
+
+    @property
+    def _resumed(self) -> bool:
+        resume = self._session.resume
+        return resume is not None and resume.exec_id == self._exec_id
 
     @property
     def _lost(self) -> PeerdError:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from peerd import client, deploy, network, protocol
+from peerd import client, clientpipes, deploy, network, protocol
 from peerd.client import _ATTEMPTS
 from peerd.connection import Connection
 from peerd.messages import MAX_OUTPUT, NARROW_WINDOW, WINDOW
@@ -27,6 +27,9 @@ from unit.support import EXEC_ID, Wire, pipe, readable, unix_server
 
 MAIN = "from peerd.client import main; raise SystemExit(main())"
 ROOT = Path(__file__).parents[2]
+ATTACHED = ("execOnPeer", "--peer", "vps", "--directory", "/", "--shellCmd", "true")
+STOPPED = b"  The command is stopped, if it has not ended.\n"
+RUNS_ON = f"  Its job runs on, if it was started. To stop it: d cancelJob --job {EXEC_ID}\n".encode()
 
 
 class Running:
@@ -66,11 +69,19 @@ class Client:
     newest: int = protocol.PROTOCOL_VERSION
     invoke: Frame = field(init=False)
 
-    async def greeted(self) -> None:
-        """Take what it asks for, and greet it."""
+    async def asked(self) -> None:
+        """Take what it asks for."""
         assert (await self.wire.link.expect("hello")).fields["protocol"] == 1
         self.invoke = await self.wire.link.expect("invoke")
+
+    def greet(self) -> None:
+        """Say hello."""
         self.wire.link.post("hello", {"protocol": 1, "newest": self.newest, "version": "test"})
+
+    async def greeted(self) -> None:
+        """Both."""
+        await self.asked()
+        self.greet()
 
     async def again(self) -> Frame:
         """Take its next connection, after this one broke; what it asks for now."""
@@ -111,8 +122,9 @@ async def called(
     stdout: int = asyncio.subprocess.PIPE,
     through: Sequence[str] = (),
     newest: int = protocol.PROTOCOL_VERSION,
+    greeted: bool = True,
 ) -> AsyncIterator[Client]:
-    """`d`, at the point where its command has arrived and it is being greeted."""
+    """`d`, at the point where it is being greeted, or waits for that; its command has arrived."""
     wires: asyncio.Queue[Wire] = asyncio.Queue()
 
     async def accept(link: Connection) -> None:
@@ -122,8 +134,10 @@ async def called(
         running = await program(path, *argv, stdin=stdin, stdout=stdout, through=through)
         client = Client(running, await wires.get(), wires, newest)
         try:
-            await client.greeted()
+            await client.asked()
             assert "resume" not in client.invoke.fields
+            if greeted:
+                client.greet()
             yield client
         finally:
             await running.gone()
@@ -387,11 +401,61 @@ def test_a_log_that_is_followed_goes_on_after_the_last_record(tmp_path: Path) ->
     asyncio.run(main())
 
 
-def test_who_cancelled_does_not_try_again(tmp_path: Path) -> None:
+def test_who_cancelled_comes_back_for_the_word_that_the_command_is_gone(tmp_path: Path) -> None:
     async def main() -> None:
         async with called(tmp_path, "execOnPeer") as client:
             begin(client)
             await shown(client, b".")
+            client.running.process.send_signal(signal.SIGINT)
+            await client.wire.link.expect("cancel")
+            resume = (await client.again()).fields["resume"]
+            assert resume == {"execId": EXEC_ID, "step": 1, "stdout": 1, "stderr": 0}
+            # Whether the daemon before heard of it is not known.
+            await client.wire.link.expect("cancel")
+            begin(client)
+            client.wire.link.post("exit", {"status": 130})
+            assert await client.ended() == (130, b".", b"")
+
+    asyncio.run(main())
+
+
+def test_a_signal_is_remembered_while_there_is_no_connection(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with called(tmp_path, "execOnPeer") as client:
+            begin(client)
+            await shown(client, b".")
+            client.running.process.send_signal(signal.SIGSTOP)
+            client.wire.link.close()
+            await client.wire.link.finish()
+            client.running.process.send_signal(signal.SIGINT)
+            client.running.process.send_signal(signal.SIGCONT)
+            client.wire = await client.wires.get()
+            await client.greeted()
+            assert "resume" in client.invoke.fields
+            await client.wire.link.expect("cancel")
+            begin(client)
+            client.wire.link.post("exit", {"status": 130})
+            assert await client.ended() == (130, b".", b"")
+
+    asyncio.run(main())
+
+
+def test_what_was_taken_back_before_it_began_is_not_asked_for_again(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with called(tmp_path, "execOnPeer") as client:
+            client.running.process.send_signal(signal.SIGINT)
+            await client.wire.link.expect("cancel")
+            client.wire.link.close()
+            assert await client.ended() == (130, b"", b"Stopped waiting for peerd\n")
+
+    asyncio.run(main())
+
+
+def test_a_change_that_was_taken_back_and_of_which_nobody_tells_is_not_said_to_be(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with called(tmp_path, "deletePeer") as client:
+            client.wire.link.post("running", {"execId": "", "step": 1})
+            await until_it_listens(client)
             client.running.process.send_signal(signal.SIGINT)
             await client.wire.link.expect("cancel")
             client.wire.link.close()
@@ -468,9 +532,9 @@ def test_input_that_was_not_taken_for_good_is_kept(tmp_path: Path, newest: int, 
     asyncio.run(main())
 
 
-def impatient(monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+def impatient(monkeypatch: pytest.MonkeyPatch, limit: str, seconds: float = 0.1) -> None:
     """Have the program wait no longer than for a moment."""
-    monkeypatch.setattr("unit.test_client.MAIN", f"from peerd import client; client.{limit} = 0.1; {MAIN}")
+    monkeypatch.setattr("unit.test_client.MAIN", f"from peerd import client; client.{limit} = {seconds}; {MAIN}")
 
 
 async def hang(link: Connection) -> None:
@@ -733,11 +797,6 @@ def test_a_disk_that_is_full_is_said_to_be(tmp_path: Path) -> None:
     os.close(full)
 
 
-ATTACHED = ("execOnPeer", "--peer", "vps", "--directory", "/", "--shellCmd", "true")
-STOPPED = b"  The command is stopped, if it has not ended.\n"
-RUNS_ON = f"  Its job runs on, if it was started. To stop it: d cancelJob --job {EXEC_ID}\n".encode()
-
-
 @pytest.mark.parametrize(
     ("argv", "exec_id", "by", "hint"),
     [
@@ -820,20 +879,86 @@ def test_the_second_signal_ends_it_at_once_with_130(tmp_path: Path) -> None:
             client.running.process.send_signal(signal.SIGINT)
             await client.wire.link.expect("cancel")
             client.running.process.send_signal(signal.SIGINT)
-            assert await client.ended() == (130, b".", b"")
+            assert await client.ended() == (130, b".", b"Stopped waiting for peerd\n")
             await client.wire.end()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_before_the_greeting_asks_to_cancel_as_well(tmp_path: Path, number: signal.Signals) -> None:
+    async def main() -> None:
+        async with called(tmp_path, *ATTACHED, greeted=False) as client:
+            client.running.process.send_signal(number)
+            await client.wire.link.expect("cancel")
+            client.greet()
+            begin(client)
+            client.wire.link.post("exit", {"status": 130})
+            assert await client.ended() == (130, b"", b"")
+
+    asyncio.run(main())
+
+
+def test_a_daemon_that_does_not_answer_who_cancelled_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    impatient(monkeypatch, "_GREETING_LIMIT", 1.0)
+
+    async def main() -> None:
+        async with called(tmp_path, *ATTACHED, greeted=False) as client:
+            client.running.process.send_signal(signal.SIGINT)
+            await client.wire.link.expect("cancel")
+            status, _, err = await client.ended()
+            assert (status, err.splitlines()[0]) == (255, b"peerd does not answer")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("argv", "exec_id", "hint"),
+    [(ATTACHED, EXEC_ID, STOPPED), ((*ATTACHED, "--detach"), EXEC_ID, RUNS_ON), (("listPeers",), "", b"")],
+    ids=str,
+)
+def test_who_does_not_wait_for_the_word_is_told_what_becomes_of_the_command(
+    tmp_path: Path, argv: Sequence[str], exec_id: str, hint: bytes
+) -> None:
+    async def main() -> None:
+        async with called(tmp_path, *argv) as client:
+            client.wire.link.post("running", {"execId": exec_id, "step": 1})
+            await until_it_listens(client)
+            client.running.process.send_signal(signal.SIGINT)
+            await client.wire.link.expect("cancel")
+            client.running.process.send_signal(signal.SIGINT)
+            status, _, err = await client.ended()
+            assert (status, err) == (130, f"Stopped waiting for {exec_id or 'peerd'}\n".encode() + hint)
+
+    asyncio.run(main())
+
+
+def test_who_does_not_wait_for_the_word_waits_for_no_reader_either(tmp_path: Path) -> None:
+    async def main() -> None:
+        with pipe() as (read, write):
+            async with called(tmp_path, *ATTACHED, "--json", "--stream", stdout=write) as client:
+                os.close(write)
+                client.wire.link.post("collect", {"events": True})
+                begin(client)
+                client.wire.link.post("output", {"stream": "stdout"}, b"x" * 200_000)
+                await readable(read)
+                client.running.process.send_signal(signal.SIGINT)
+                await client.wire.link.expect("cancel")
+                client.running.process.send_signal(signal.SIGINT)
+                assert (await client.ended())[0] == 130
 
     asyncio.run(main())
 
 
 def test_signals_are_heard_also_after_a_frame_that_could_not_be_sent() -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    call = client._Call([])
-    call.connection, other = socket.socketpair()
+    connection, other = socket.socketpair()
     other.close()
     try:
-        with call.connection, pytest.raises(ConnectionError):
-            call._send({"type": "ack"})
+        with connection, pytest.raises(ConnectionError):
+            clientpipes.send(connection, {"type": "ack"}, b"", client._CANCELLING)
         assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

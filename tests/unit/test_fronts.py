@@ -22,7 +22,7 @@ from peerd.history import History
 from peerd.journal import Event
 from peerd.messages import ExecRequest, ExecResult
 from peerd.node import Node
-from peerd.protocol import PROTOCOL_VERSION, Frame
+from peerd.protocol import PROTOCOL_VERSION, Frame, encode
 from peerd.records import Query
 from peerd.registry import Identity, Registry
 from peerd.service import Service
@@ -175,6 +175,18 @@ def test_wrong_usage_goes_to_stderr_with_2(tmp_path: Path) -> None:
             shown = await invoke(wire, "xyzzy")
             assert (shown.stdout, shown.status) == ("", 2)
             assert "No such command: 'xyzzy'" in shown.stderr
+
+    asyncio.run(main())
+
+
+def test_a_detached_command_that_is_taken_back_at_once_is_not_started(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with served(tmp_path) as local, greeted(local.path) as wire:
+            encoded = [encode("invoke", {"argv": [*EXEC, "--detach"]}), encode("cancel")]
+            wire.link.post_encoded(b"".join(encoded))
+            shown = await said(wire)
+            assert (shown.status, local.executor.requests) == (130, [])
+            assert shown.stderr.startswith("Cancelled: ")
 
     asyncio.run(main())
 

@@ -18,7 +18,7 @@ from peerd.peers import Peer
 from peerd.pool import Pool
 from peerd.protocol import Frame, encode
 from peerd.remote import Remote
-from peerd.session import Caller, ConfirmingSink, Delivery, Hearing, Session
+from peerd.session import Caller, ConfirmingSink, Delivery, Hearing, Resume, Session
 from peerd.stdin import Stdin
 from unit.support import EXEC_ID, FakePeers, Heard, Slow, Wire
 
@@ -39,7 +39,9 @@ def _no_delay(monkeypatch: pytest.MonkeyPatch) -> None:
 class Calling:
     """A caller here, and the peers that it calls."""
 
-    def __init__(self, peers: FakePeers, patience: float, heard: Heard, hearing: Hearing | None) -> None:
+    def __init__(
+        self, peers: FakePeers, patience: float, heard: Heard, hearing: Hearing | None, resume: Resume | None
+    ) -> None:
         self.peers = peers
         self.heard = heard
         self.cancel, self.gone = asyncio.Event(), asyncio.Event()
@@ -57,6 +59,7 @@ class Calling:
             self.stdin,
             self.delivery,
             hearing=hearing,
+            resume=resume,
         )
         self.remote = Remote(self.pool, LAPTOP, EXEC_ID, session, patience)
 
@@ -81,11 +84,11 @@ class Calling:
 
 @asynccontextmanager
 async def calling(
-    patience: float = LONG, heard: Heard | None = None, hearing: Hearing | None = None
+    patience: float = LONG, heard: Heard | None = None, hearing: Hearing | None = None, resume: Resume | None = None
 ) -> AsyncIterator[Calling]:
     async with FakePeers().serving() as peers:
         peers.boot = "boot 1"
-        caller = Calling(peers, patience, heard or Heard(), hearing)
+        caller = Calling(peers, patience, heard or Heard(), hearing, resume)
         try:
             yield caller
         finally:
@@ -646,6 +649,17 @@ def test_a_detached_command_is_answered_once_it_was_started() -> None:
             (await caller.target("execRequest")).link.post("started")
             result = await running
             assert (result.error, caller.heard.begun.is_set()) == (None, True)
+
+    asyncio.run(main())
+
+
+def test_a_detached_command_that_may_run_already_is_not_said_to_be_cancelled() -> None:
+    async def main() -> None:
+        async with calling(resume=Resume(EXEC_ID, 1, {"stdout": 0, "stderr": 0})) as caller:
+            caller.cancel.set()
+            running = caller.execute(ExecRequest(EXEC_ID, "/tmp", "make", detach=True))
+            (await caller.target("execRequest")).link.post("started")
+            assert (await running).error is None
 
     asyncio.run(main())
 
