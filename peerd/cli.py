@@ -16,7 +16,7 @@ import click
 
 from peerd.commands import BY_NAME, COMMANDS, Command, Option
 from peerd.errors import KINDS, Code, suggestion
-from peerd.jsonrecord import complete_record, event_line
+from peerd.jsonrecord import Printer
 from peerd.render import no_result
 
 PROG = "d"
@@ -218,11 +218,14 @@ def too_long(argv: Sequence[str], size: int, limit: int) -> Reply:
 
 def _complain(*lines: str, code: Code, asked: Invocation, prefix: str = "") -> Reply:
     """Why there is nobody to do what was asked; also as a record where that was to be printed."""
-    told = ""
-    if asked.json and BY_NAME[asked.command].record:
-        record = no_result(code.value, lines)
-        told = event_line("result", record) if asked.stream else complete_record(record)
+    prints = printer(asked)
+    told = prints.result(no_result(code.value, lines)) if prints else ""
     return Reply(told, prefix + "\n  ".join(lines) + "\n", KINDS[code].exit_status)
+
+
+def printer(asked: Invocation) -> Printer | None:
+    """What prints the record that is asked for; None where none is."""
+    return Printer(asked.stream) if asked.json and BY_NAME[asked.command].record else None
 
 
 def complete(words: Sequence[str], known: Callable[[str], Iterable[str]]) -> list[str]:

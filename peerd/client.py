@@ -118,12 +118,11 @@ class _Call:
         self._cursor = self._exec_id = ""
         self._step = 1
         self._offsets = dict.fromkeys(_STREAMS, 0)
-        self._confirmed = 0
+        self._confirmed = self._version = 0
         self._outputs: dict[str, Output] = {}
         self._watched: list[int] = []
         self._printer: Printer | None = None
         self._stdin: Stdin | None = None
-        self._version = 0
         self._all_said = False
 
     def may_go_on(self) -> bool:
@@ -162,8 +161,9 @@ class _Call:
         clientend.complain(*lines)
         try:
             self._flush()
-            if self._printer and not ended:
-                self._write("stdout", clientend.record(self._printer, code, lines, self._exec_id))
+            if not ended and (self._printer or "stdout" not in self._outputs):
+                record = clientend.record(self._arguments, self._printer, code, lines, self._exec_id, status)
+                self._write("stdout", record)
         except _Unusable:
             pass  # The exit status still says it.
         return status

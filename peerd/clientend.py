@@ -38,15 +38,25 @@ def fate(arguments: "Sequence[str]", exec_id: str) -> tuple[str, ...]:
     return ("The command is stopped, if it has not ended.",) if exec_id and "job" not in asked.params else ()
 
 
-def record(printer: "Printer", code: str, lines: "Sequence[str]", exec_id: str) -> bytes:
-    """What is printed of a command of whose end there is nobody to tell.
+def record(
+    arguments: "Sequence[str]", printer: "Printer | None", code: str, lines: "Sequence[str]", exec_id: str, status: int
+) -> bytes:
+    """What is printed of a command of whose end there is nobody to tell, where a record was asked for.
 
+    :param printer: what prints it, or None where the daemon has not said yet whether one was asked for
     :param code: the error
     :param lines: what people are told: a sentence, and hints
+    :param status: the exit status of ``d``
     """
+    if printer is None and "--json" in arguments:
+        from peerd import cli
+
+        printer = cli.printer(cli.meant(arguments))
+    if printer is None:
+        return b""
     from peerd.render import no_result
 
-    return printer.result(no_result(code, lines, exec_id)).encode()
+    return printer.result({**no_result(code, lines, exec_id), "exit_status": status}).encode()
 
 
 def last_words(connection: "socket", buffer: bytearray, unread: int) -> bool:

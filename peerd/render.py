@@ -67,10 +67,10 @@ def _log_line(row: Mapping[str, Any], color: bool) -> str:
 def no_result(code: str, lines: Sequence[str], exec_id: str = "") -> dict[str, object]:
     """The record of a command of whose end there is nobody to tell.
 
-    :param code: the error
+    :param code: the error; one that is not known here is an internal one
     :param lines: what people are told: a sentence, and hints
     """
-    kind = KINDS[Code(code)]
+    kind = KINDS[Code(code) if code in list(Code) else Code.INTERNAL]
     error: dict[str, object] = {"code": code, "message": lines[0], "hints": list(lines[1:])}
     return _without_end(kind.outcome, kind.exit_status, error, exec_id)
 

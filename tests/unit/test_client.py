@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -1133,6 +1134,104 @@ def test_a_record_is_printed_also_where_the_daemon_went(tmp_path: Path, stream: 
             assert (record["outcome"], record["exit_status"], record["error"]["code"]) == ("lost", 255, "lost")
             assert record["error"]["message"] == err.decode().splitlines()[0]
             assert record.get("stdout") == (None if stream else "half")
+
+    asyncio.run(main())
+
+
+async def heard_all(client: Client) -> None:
+    """Return when the client has done all that it was told: it sends the end of its input then."""
+    client.wire.link.post("stdinWindow", {"from": 0, "until": 1})
+    assert (await client.wire.link.expect("stdin")).payload == b""
+
+
+def only_record(out: bytes, stream: bool) -> dict[str, Any]:
+    """The record that is all of the output, or of its one event."""
+    record: dict[str, Any] = json.loads(out)
+    assert record.pop("event", "") == ("result" if stream else "")
+    assert ("stdout" in record) != stream
+    return record
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("detach", [False, True])
+@pytest.mark.parametrize("exec_id", ["", EXEC_ID])
+def test_a_record_is_printed_also_where_the_daemon_is_not_waited_for(
+    tmp_path: Path, stream: bool, detach: bool, exec_id: str
+) -> None:
+    async def main() -> None:
+        more = ["--json", *["--stream"] * stream, *["--detach"] * detach]
+        async with called(tmp_path, *ATTACHED, *more, greeted=False) as client:
+            if exec_id:
+                client.greet()
+                client.wire.link.post("running", {"execId": exec_id, "step": 1})
+                await heard_all(client)
+            client.running.process.send_signal(signal.SIGINT)
+            await client.wire.link.expect("cancel")
+            client.running.process.send_signal(signal.SIGINT)
+            status, out, err = await client.ended()
+            record = only_record(out, stream)
+            assert (status, record["outcome"], record["exit_status"]) == (130, "cancelled", 130)
+            assert record["exec_id"] == (exec_id or None)
+            sentence, *hints = map(str.strip, err.decode().splitlines())
+            assert record["error"] == {"code": "not-waited", "message": sentence, "hints": hints}
+            assert len(hints) == bool(detach or exec_id)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("code", "outcome"), [("busy", "denied"), ("internal", "failed"), ("from-the-future", "failed")]
+)
+def test_a_record_is_printed_of_an_error_that_is_all_that_the_daemon_says(
+    tmp_path: Path, stream: bool, code: str, outcome: str
+) -> None:
+    async def main() -> None:
+        async with called(tmp_path, *ATTACHED, "--json", *["--stream"] * stream) as client:
+            client.wire.link.post("error", {"code": code, "message": "Oh"})
+            status, out, err = await client.ended()
+            record = only_record(out, stream)
+            assert (status, err) == (255, b"Oh\n")
+            assert (record["outcome"], record["exit_status"]) == (outcome, 255)
+            assert record["error"] == {"code": code, "message": "Oh", "hints": []}
+
+    asyncio.run(main())
+
+
+def test_a_record_is_printed_also_where_the_daemon_says_nothing(tmp_path: Path) -> None:
+    async def accept(link: Connection) -> None:
+        link.close()
+
+    async def main() -> None:
+        async with unix_server(accept, tmp_path / "socket") as path:
+            status, out, err = await without_daemon(path, *ATTACHED, "--json")
+            record = only_record(out, False)
+            assert (status, record["outcome"], record["exit_status"]) == (255, "lost", 255)
+            assert record["error"]["message"] == err.decode().splitlines()[0]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("argv", [("listPeers", "--json"), ("execOnPeer", "--", "x", "--json"), ()])
+def test_no_record_is_printed_where_none_was_asked_for(tmp_path: Path, argv: Sequence[str]) -> None:
+    async def main() -> None:
+        async with called(tmp_path, *argv) as client:
+            client.wire.link.post("error", {"code": "busy", "message": "Oh"})
+            assert await client.ended() == (255, b"", b"Oh\n")
+
+    asyncio.run(main())
+
+
+def test_no_second_record_is_printed(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with called(tmp_path, *ATTACHED, "--detach", "--json") as client:
+            client.wire.link.post("running", {"execId": EXEC_ID, "step": 1})
+            await client.wire.link.send("output", {"stream": "stdout", "by": "peerd"}, b"{}\n")
+            await heard_all(client)
+            client.running.process.send_signal(signal.SIGINT)
+            await client.wire.link.expect("cancel")
+            client.running.process.send_signal(signal.SIGINT)
+            assert (await client.ended())[:2] == (130, b"{}\n")
 
     asyncio.run(main())
 
