@@ -161,7 +161,7 @@ def parse(
         args[0] = "version"
     if not args or args == ["help"]:
         args = ["--help"]
-    elif args[0] == "help" and set(args[2:]) <= {"-h", "--help"}:
+    elif args[0] == "help" and args[1] != "--" and set(args[2:]) <= {"-h", "--help"}:
         args = [args[1], "--help"]
     captured = io.StringIO()
     try:
@@ -170,6 +170,10 @@ def parse(
     except click.UsageError as error:
         return _misused(error, args)
     if isinstance(outcome, Invocation):
+        if outcome.command == "help":
+            # There was a -- before it, or before what it is about.
+            about = outcome.params.get("command")
+            return parse(["--help"] if about is None else ["--", about, "--help"], width)
         return outcome
     return Reply(captured.getvalue())
 

@@ -63,7 +63,21 @@ def test_there_are_three_ways_to_ask_for_help_on_a_command(command: Command) -> 
     assert shown(command.name, "--help") == shown(command.name, "-h") == shown("help", command.name)
 
 
-@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"], ["help"], ["help", "--help"]])
+@pytest.mark.parametrize(
+    "argv", [["help", "--", "ping"], ["--", "help", "ping"], ["--", "help", "--", "ping"], ["help", "ping", "--"]]
+)
+def test_help_on_a_command_may_stand_after_the_options(argv: list[str]) -> None:
+    assert shown(*argv) == shown("help", "ping")
+
+
+@pytest.mark.parametrize("name", ["-x", "--help", "", "xyzzy"])
+def test_what_stands_after_the_options_is_the_name_of_a_command(name: str) -> None:
+    assert f"No such command: {name!r}" in usage_error("help", "--", name)
+
+
+@pytest.mark.parametrize(
+    "argv", [[], ["--help"], ["-h"], ["help"], ["help", "--help"], ["--", "help"], ["help", "--"], ["--", "help", "--"]]
+)
 def test_help_names_all_commands_with_what_they_do(argv: list[str]) -> None:
     text = shown(*argv)
     assert text == shown()
