@@ -112,7 +112,7 @@ class Jobs:
             raise PeerdError(Code.CONNECT_FAILED, error.lines, peer=where, address=address) from None
         if result is None:
             session.say(left)
-            return Answer(record=record(known), status=EXIT_CANCELLED)
+            return Answer(record={**record(known), "exit_status": EXIT_CANCELLED}, status=EXIT_CANCELLED)
         if result.dropped:
             why = "there was no room (job-output-limit or total-output-limit there, or its disk)"
             session.say(f"{result.dropped} bytes of output were not kept on {where}: {why}")

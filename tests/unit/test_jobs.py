@@ -532,6 +532,8 @@ def test_ctrl_c_leaves_a_job_running(tmp_path: Path) -> None:
             here.cancel.set()
             answer = await attaching
             assert (answer.status, answer.error) == (CANCELLED_STATUS, None)
+            assert answer.record
+            assert (answer.record["outcome"], answer.record["exit_status"]) == (None, CANCELLED_STATUS)
             assert here.said == [f"Left {EXEC_ID} running on vps; to hear of it again: d attachJob --job {EXEC_ID}"]
             assert here.executor.running == 1
             here.cancel.clear()
