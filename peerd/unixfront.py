@@ -16,7 +16,7 @@ from peerd.connection import Connection
 from peerd.errors import EXIT_CANCELLED, Code, PeerdError
 from peerd.fronts import LATE, Conversation, FrameSink, Front
 from peerd.journal import Event, log
-from peerd.jsonrecord import event_line
+from peerd.jsonrecord import Printer
 from peerd.messages import take, take_optional
 from peerd.node import Node
 from peerd.protocol import Frame
@@ -90,18 +90,20 @@ class UnixFront(Front):
                 answer = await _tell_more(link, command, answer.more, parsed.json or not terminal, color)
                 if talk.cancel.is_set():
                     answer = Answer(status=EXIT_CANCELLED)
-        if collects:
-            await link.send("exit", {"status": answer.status, "record": _record(answer)})
-            return
+        last: dict[str, object] = {"status": answer.status}
         data = _record(answer) if parsed.json and command.record else answer.data
-        if parsed.stream:
-            await _print(link, "stdout", event_line("result", _record(answer)))
+        if collects:
+            last["record"] = data
+        elif parsed.json and command.record and (parsed.stream or answer.record is None):
+            # What was not even asked for has a record with its output, which is none.
+            await _print(link, "stdout", Printer(parsed.stream).result(_record(answer)))
         elif data is not None:
             await _print(link, "stdout", render(command, data, parsed.json or not terminal, color))
         elif answer.text:
             await _print(link, "stdout", f"{answer.text}\n")
-        await _print(link, "stderr", answer.error.text if answer.error else "")
-        await link.send("exit", {"status": answer.status})
+        if answer.error and not (collects and answer.record):
+            await _print(link, "stderr", answer.error.text)
+        await link.send("exit", last)
 
     async def _call(self, link: Connection, who: str, fields: Mapping[str, object]) -> None:
         """A command by name and parameters: answered with its data."""

@@ -12,7 +12,8 @@ import pytest
 
 from peerd import turns
 from peerd.errors import Code, Outcome, PeerdError
-from peerd.messages import NARROW_WINDOW, WINDOW, ExecRequest, ExecResult, Offsets
+from peerd.jsonrecord import complete_record
+from peerd.messages import NARROW_WINDOW, STREAMS, WINDOW, ExecRequest, ExecResult, Offsets
 from peerd.registry import Identity
 from peerd.session import Caller, Session, Sink
 from unit.support import EXEC_ID, FakeExecutor, dialled
@@ -342,13 +343,17 @@ def test_a_command_that_was_not_asked_for_has_a_record_too(tmp_path: Path, more:
     async def main() -> None:
         async with served(tmp_path) as local, greeted(local.path) as wire:
             await wire.link.send("invoke", {"argv": [*EXEC[:-2], "--json", *more]})
-            printed = ""
+            printed = {"stdout": "", "stderr": ""}
             while (frame := await wire.next()).type != "exit":
-                printed += frame.payload.decode() if frame.fields.get("stream") == "stdout" else ""
-            record = frame.fields.get("record") or json.loads(printed)
-            assert isinstance(record, dict)
-            assert list(record) == ["schema", "exec_id", "outcome", "exit_status", "error"]
+                if "stream" in frame.fields:
+                    printed[str(frame.fields["stream"])] += frame.payload.decode()
+            # To a record that d completes, it adds the output.
+            record = frame.fields.get("record")
+            record = json.loads(complete_record(record) if isinstance(record, dict) else printed["stdout"])
+            output = [f"{stream}{more}" for stream in STREAMS for more in ("", "_encoding", "_bytes")]
+            assert list(record) == ["schema", "exec_id", "outcome", "exit_status", "error", *output]
             assert (record["schema"], record["exit_status"], record["error"]["code"]) == (1, 2, "usage")
+            assert printed["stderr"].splitlines()[0] == record["error"]["message"]
 
     asyncio.run(main())
 
