@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
+import sys
 import syslog
 import traceback
 from dataclasses import dataclass
@@ -66,7 +68,7 @@ class Event(enum.Enum):
 
 
 def log(event: Event, message: str, **fields: object) -> None:
-    """Write one record.
+    """Write one record. Where the journal does not take it, its sentence goes to standard error, and all goes on.
 
     :param message: the sentence; control characters in it are escaped, so that one record stays one line
     :param fields: PEERD_ fields without that prefix, in lower case, but for ``unit``, which is OBJECT_SYSTEMD_UNIT;
@@ -84,8 +86,14 @@ def log(event: Event, message: str, **fields: object) -> None:
     for name, value in fields.items():
         if value is not None and value != "":
             record[_UNIT if name == "unit" else f"PEERD_{name.upper()}"] = str(value)[:_MAX_FIELD]
-    # Not journal.send, which looks up its caller for every record.
-    journal.sendv(*(f"{name}={value}".encode("utf-8", "surrogateescape") for name, value in record.items()))
+    encoded = [f"{name}={value}".encode("utf-8", "surrogateescape") for name, value in record.items()]
+    try:
+        # Not journal.send, which looks up its caller for every record.
+        journal.sendv(*encoded)
+    except OSError as error:
+        # The way into a machine whose journald is down is the way to mend it.
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"{error.strerror}: {record['MESSAGE']}\n")
 
 
 def report(error: BaseException, where: str) -> None:
