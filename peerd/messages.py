@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TypeVar
 
 from peerd import validate
@@ -236,32 +236,40 @@ class ExecResult:
     """How a command ended.
 
     :ivar exit_status: what a shell would report: the command's own, 128+n for signal n, or peerd's
-    :ivar duration_usec: microseconds from the start of the command to the end of its whole tree
+    :ivar duration_usec: microseconds from the start of the command to the end of its whole tree, or None where that
+        is not known
     :ivar started_usec: when it was started, in microseconds since the epoch by the target's clock; 0 if it was not
     :ivar cpu_usec: microseconds of CPU time of the whole tree, or None where that is not known
     :ivar memory_peak: bytes that the whole tree used at most, or None where that is not known
     :ivar sizes: bytes of each stream that it wrote and that were kept
-    :ivar dropped: bytes that it wrote and for which there was no room
-    :ivar left_behind: how many background processes were stopped after the command itself had ended
+    :ivar dropped: bytes that it wrote and for which there was no room, or None where that is not known
+    :ivar left_behind: how many background processes were stopped after the command itself had ended, or None where
+        that is not known
     :ivar error: the sentence for every outcome that is not the command's own doing
     """
 
     outcome: Outcome
     exit_status: int
     signal: int | None = None
-    duration_usec: int = 0
-    left_behind: int = 0
+    duration_usec: int | None = 0
+    left_behind: int | None = 0
     error: PeerdError | None = None
     started_usec: int = 0
     cpu_usec: int | None = None
     memory_peak: int | None = None
     sizes: Offsets = field(default_factory=lambda: dict.fromkeys(STREAMS, 0))
-    dropped: int = 0
+    dropped: int | None = 0
 
     @classmethod
     def failure(cls, error: PeerdError, duration_usec: int = 0) -> ExecResult:
-        """The result of a command that peerd, the network, policy or a limit ended, or never let start."""
-        return cls(error.kind.outcome, error.kind.exit_status, duration_usec=duration_usec, error=error)
+        """The result of a command that peerd, the network, policy or a limit ended, or never let start.
+
+        Of one that is lost nothing is known, whatever the duration.
+        """
+        result = cls(error.kind.outcome, error.kind.exit_status, duration_usec=duration_usec, error=error)
+        if result.outcome is Outcome.LOST:
+            return replace(result, duration_usec=None, left_behind=None, dropped=None)
+        return result
 
     def to_wire(self) -> dict[str, object]:
         """The fields of a result."""
@@ -292,14 +300,14 @@ class ExecResult:
             outcome,
             _exit_status(outcome, take(fields, "exitStatus", lambda value: validate.integer(value, 0, 255)), signal),
             signal,
-            take(fields, "durationUsec", _count, 0),
-            take(fields, "leftBehind", _count, 0),
+            take_optional(fields, "durationUsec", _count),
+            take_optional(fields, "leftBehind", _count),
             error,
             take(fields, "startedUsec", _count, 0),
             take_optional(fields, "cpuUsec", _count),
             take_optional(fields, "memoryPeak", _count),
             take_offsets(fields),
-            take(fields, "dropped", _count, 0),
+            take_optional(fields, "dropped", _count),
         )
 
 

@@ -103,8 +103,8 @@ def record(job: Job) -> dict[str, object]:
             result.outcome.value,
             result.exit_status,
             result.signal,
-            result.duration_usec / _USEC,
-            result.cpu_usec / _USEC if result.cpu_usec is not None else None,
+            _seconds(result.duration_usec),
+            _seconds(result.cpu_usec),
             result.memory_peak,
             result.left_behind,
             result.dropped,
@@ -123,6 +123,10 @@ def record(job: Job) -> dict[str, object]:
         "started": moment(((result.started_usec if result else 0) or job.started_usec) / _USEC) or None,
         **known,
     }
+
+
+def _seconds(usec: int | None) -> float | None:
+    return None if usec is None else usec / _USEC
 
 
 def error_fields(error: PeerdError) -> dict[str, object]:

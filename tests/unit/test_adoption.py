@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from peerd import fdstore, history, scopes, settling
+from peerd import fdstore, history, render, scopes, settling
 from peerd.errors import Code, Outcome, PeerdError
 from peerd.executor import Executor
 from peerd.history import History
@@ -176,6 +176,7 @@ def test_a_command_that_ended_while_there_was_no_peerd_has_its_own_status_and_ti
         assert result.exit_status == 9
         assert listener.heard.streams["stdout"] == b"before\nlast\n"
         assert result.started_usec == started
+        assert result.duration_usec is not None
         assert 0 < result.duration_usec < 15 * SECONDS
 
     asyncio.run(main())
@@ -515,6 +516,8 @@ def test_a_command_that_was_not_kept_is_lost_and_not_run_again(
         async with process(tmp_path, store) as executor:
             result = await Listener().to_end(executor)
             assert (result.outcome, result.exit_status, code(result)) == (Outcome.LOST, 255, Code.CUT_OFF)
+            told = render.record(executor.job(EXEC_ID))
+            assert [told[name] for name in ("duration", "cpu", "left_behind", "dropped")] == [None] * 4
             with pytest.raises(PeerdError) as caught:
                 await executor.launch(asked, CALLER)
             assert caught.value.code is Code.DUPLICATE
@@ -522,6 +525,7 @@ def test_a_command_that_was_not_kept_is_lost_and_not_run_again(
         assert [(record.text("exec_id"), record.text("outcome"), record.text("peer")) for record in ended[:1]] == [
             (EXEC_ID, "lost", "laptop")
         ]
+        assert ended[0].text("duration_usec") is None
         # What was asked of others is theirs to tell.
         past = History(tmp_path / "jobs.db")
         (entry,) = past.find(history.ASKED)

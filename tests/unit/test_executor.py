@@ -57,6 +57,7 @@ def code(result: ExecResult) -> Code:
 def test_the_exit_status_is_the_commands_own(status: int) -> None:
     result, _ = result_of(f"exit {status}")
     assert (result.outcome, result.exit_status, result.signal, result.error) == (Outcome.EXITED, status, None, None)
+    assert result.duration_usec is not None
     assert result.duration_usec > 0
 
 
@@ -487,8 +488,8 @@ def test_what_a_detached_command_says_when_it_is_stopped_is_kept() -> None:
             result = await hearing
         assert result.outcome is Outcome.CANCELLED
         assert heard.streams["stdout"] == b"first\nlast\n"
-        assert result.dropped + len(heard.streams["stderr"]) == 588895
         assert result.dropped
+        assert result.dropped + len(heard.streams["stderr"]) == 588895
 
     asyncio.run(main())
 

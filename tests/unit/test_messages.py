@@ -104,7 +104,7 @@ def test_a_request_out_of_bounds_is_refused_by_the_name_of_its_field(name: str, 
 
 def test_unknown_fields_are_left_alone() -> None:
     assert ExecRequest.from_wire({**PLAIN, "new": {"a": 1}}) == ExecRequest(EXEC_ID, "/", "true")
-    assert ExecResult.from_wire({**RESULT, "new": 1}) == ExecResult(Outcome.EXITED, 0)
+    assert ExecResult.from_wire({**RESULT, "new": 1}) == ExecResult.from_wire(RESULT)
 
 
 RESULTS = [
@@ -124,7 +124,7 @@ def test_a_result_comes_back_as_it_was(result: ExecResult) -> None:
 def test_a_failure_comes_back_as_it_was(code: Code) -> None:
     sent = ExecResult.failure(PeerdError(code, peer="laptop", seconds="30", reason="why", address="10.0.0.4"), 5)
     got = ExecResult.from_wire(over_the_wire(sent.to_wire()))
-    assert (got.outcome, got.exit_status, got.duration_usec) == (sent.outcome, sent.exit_status, 5)
+    assert (got.outcome, got.exit_status, got.duration_usec) == (sent.outcome, sent.exit_status, sent.duration_usec)
     assert sent.error is not None
     assert got.error is not None
     assert got.error.code is code
@@ -164,6 +164,15 @@ def test_the_exit_status_of_a_command_that_exited_is_its_own(status: int) -> Non
 def test_the_exit_status_of_a_command_that_a_signal_ended_is_128_and_the_signal(signal: int) -> None:
     fields = {"outcome": "signaled", "exitStatus": 0, "signal": signal}
     assert ExecResult.from_wire(fields).exit_status == 128 + signal
+
+
+def test_what_is_not_known_of_a_command_that_was_lost_is_null() -> None:
+    sent = ExecResult.failure(PeerdError(Code.LOST), 5)
+    fields = over_the_wire(sent.to_wire())
+    assert [fields[name] for name in ("durationUsec", "leftBehind", "dropped")] == [None, None, None]
+    got = ExecResult.from_wire(fields)
+    assert (got.duration_usec, got.left_behind, got.dropped) == (None, None, None)
+    assert ExecResult.failure(PeerdError(Code.BUSY), 5).duration_usec == 5
 
 
 @pytest.mark.parametrize(
