@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from peerd import handles, scopes, spawner, turns, validate
+from peerd import connection, handles, scopes, spawner, turns, validate
 from peerd.environment import login_environment
 from peerd.errors import SIGNAL_BASE, Code, Outcome, PeerdError
 from peerd.handles import Handles, Start
@@ -155,22 +155,21 @@ class Run:
         try:
             await self._stirred.wait()
             stopped_by_us = not self._reported.is_set() and not self._over_time(time.monotonic(), self._start.began)
-            gate = self._start.gate
-            left = [pid for pid in scopes.processes(self._start.scope) if pid != gate]
+            left = self._left()
             used = scopes.figures(self._start.scope)
             with contextlib.suppress(OSError):
                 control.shutdown(socket.SHUT_WR)
-            if left or not self._reported.is_set():
+            if left != 0 or not self._reported.is_set():
                 await self._stop()
             await self._reported.wait()
         finally:
             loop.remove_reader(control)
         report = self._report
-        at = float(report["at"]) if report and "at" in report and not left else time.monotonic()
+        at = float(report["at"]) if report and "at" in report and left == 0 else time.monotonic()
         self.output.finish()
         if self.input:
             self.input.close()
-        result = self._result(report, at, used, stopped_by_us, len(left))
+        result = self._result(report, at, used, stopped_by_us, left)
         return replace(
             result,
             duration_usec=round((at - self._start.began) * _USEC),
@@ -183,6 +182,15 @@ class Run:
 
     def _over_time(self, now: float, since: float) -> bool:
         return now - since >= self._timeout
+
+    def _left(self) -> int | None:
+        """How many processes there are beside the gate; None where that cannot be told, and all are stopped."""
+        try:
+            return sum(pid != self._start.gate for pid in scopes.processes(self._start.scope))
+        except OSError as error:
+            text = f"What {self.request.exec_id} left running is stopped uncounted: {connection.why(error)}"
+            log(Event.INTERNAL_ERROR, text, exec_id=self.request.exec_id)
+            return None
 
     async def _stop(self) -> None:
         """End what is left of the tree."""
@@ -216,12 +224,12 @@ class Run:
         self._stirred.set()
 
     def _result(
-        self, report: dict[str, int | float] | None, at: float, used: Figures, stopped_by_us: bool, left: int
+        self, report: dict[str, int | float] | None, at: float, used: Figures, stopped_by_us: bool, left: int | None
     ) -> ExecResult:
         error: PeerdError | None = None
         status = int(report["status"]) if report and "status" in report else None
         # On a busy machine a scope takes long to make, in which a command that ends by itself has not run.
-        by_itself = status is not None and os.WIFEXITED(status) and not left
+        by_itself = status is not None and os.WIFEXITED(status) and left == 0
         since = self._released if by_itself else self._start.began
         if stopped_by_us and self._abandoned:
             error = PeerdError(Code.ABANDONED, peer=self._name)
@@ -264,11 +272,7 @@ async def launch(
     :raises PeerdError: NO_SUCH_USER, START_FAILED, or what ``commit`` raises; nothing is left of it then but what
         ``commit`` stored
     """
-    user = request.user or "root"
-    try:
-        entry = pwd.getpwnam(user)
-    except KeyError:
-        raise PeerdError(Code.NO_SUCH_USER, peer=name, user=user) from None
+    entry = _entry(request.user or "root", name)
     scope = scopes.scope_name(request.exec_id)
     ours: Handles | None = None
     starting: asyncio.Task[None] | None = None
@@ -314,6 +318,22 @@ async def launch(
         unit=scope,
     )
     return run
+
+
+def _entry(user: str, name: str) -> pwd.struct_passwd:
+    """What is known of a user.
+
+    :raises PeerdError: NO_SUCH_USER; START_FAILED where nobody can be looked up
+    """
+    try:
+        return pwd.getpwnam(user)
+    except KeyError:
+        try:
+            # Where no file can be opened, nobody is found.
+            open("/etc/passwd", "rb").close()
+        except OSError as error:
+            raise PeerdError(Code.START_FAILED, peer=name, reason=connection.why(error)) from None
+        raise PeerdError(Code.NO_SUCH_USER, peer=name, user=user) from None
 
 
 def _argv(request: ExecRequest, entry: pwd.struct_passwd) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,14 +28,21 @@ def _cgroup(name: str) -> str:
 
 
 def processes(name: str) -> list[int]:
-    """The pids in a scope of :data:`SLICE` and below; empty when it is gone."""
+    """The pids in a scope of :data:`SLICE` and below; empty when it is gone.
+
+    :raises OSError: when they cannot be read
+    """
     found: list[int] = []
     groups = [_cgroup(name)]
     for group in groups:
-        with contextlib.suppress(OSError):
+        try:
             found += map(int, _read(f"{group}/cgroup.procs").split())
             with os.scandir(group) as entries:
                 groups += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+        except OSError as error:
+            # A group may go at any time, also between an open and a read.
+            if error.errno not in (errno.ENOENT, errno.ENODEV):
+                raise
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import select
 import signal
@@ -21,7 +22,7 @@ from peerd.messages import MAX_OUTPUT, WINDOW, Action, ExecRequest, ExecResult
 from peerd.scopes import Figures, Limits, scope_name
 from peerd.session import Caller
 from peerd.spool import Data
-from unit.support import EXEC_ID, FakeScopes, Heard, Journal, executing, hear, run
+from unit.support import EXEC_ID, FakeScopes, Heard, Journal, executing, hear, run, scarce
 
 CALLER = Caller("laptop", "ann")
 SCOPE = scope_name(EXEC_ID)
@@ -633,6 +634,40 @@ def test_a_systemd_that_does_not_answer_the_stop_leaves_nothing_running(
         assert fake.calls == [("start", SCOPE), ("stop", SCOPE)]
         (record,) = records.of(Event.INTERNAL_ERROR)
         assert "no answer from systemd" in record.message
+
+    asyncio.run(main())
+
+
+def test_what_is_left_running_and_cannot_be_counted_is_stopped(
+    records: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records.expect(Event.INTERNAL_ERROR)
+
+    def unreadable(name: str) -> list[int]:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(scopes, "processes", unreadable)
+
+    async def main() -> None:
+        fake = FakeScopes()
+        async with executing(fake) as executor:
+            result = await run(executor, request("sleep 1000 & exit 4"))
+            assert (result.outcome, result.exit_status, result.left_behind) == (Outcome.EXITED, 4, None)
+        assert fake.calls == [("start", SCOPE), ("stop", SCOPE)]
+        (record,) = records.of(Event.INTERNAL_ERROR)
+        assert "Too many open files" in record.message
+
+    asyncio.run(main())
+
+
+def test_a_user_that_cannot_be_looked_up_may_exist() -> None:
+    async def main() -> None:
+        async with executing() as executor:
+            with scarce(0):
+                result = await run(executor, request("true", user="root"))
+            assert result.error is not None
+            assert result.error.sentence == "Could not start the command on vps: Too many open files"
+            assert code(await run(executor, request("true", user="nemo", exec_id="1" * 16))) is Code.NO_SUCH_USER
 
     asyncio.run(main())
 
