@@ -308,7 +308,8 @@ async def launch(
             starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)
         if isinstance(error, (OSError, EOFError, SystemdError)):
-            raise PeerdError(Code.START_FAILED, peer=name, reason=str(error)) from None
+            reason = str(error) or type(error).__name__
+            raise PeerdError(Code.START_FAILED, peer=name, reason=reason) from None
         raise
     run.release()
     log(

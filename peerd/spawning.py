@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import marshal
 import os
 import socket
@@ -123,6 +124,8 @@ class Spawner:
                     if gate.waits():
                         return gate
                     gate.control.close()
+        except TimeoutError:
+            raise TimeoutError(f"no process for it was made within {_LIMIT:g} s") from None
         finally:
             self._takers -= 1
             if self._due is None:
@@ -157,6 +160,9 @@ class Spawner:
             return
         self._ordered -= 1
         pid, *problem = (number for (number,) in spawner.PID.iter_unpack(message))
+        if pid and not descriptors:
+            # The kernel drops what this process has no room for; the gate ends by that.
+            pid, problem = 0, [errno.EMFILE]
         if pid:
             control = socket.socket(fileno=descriptors[0])
             control.setblocking(False)

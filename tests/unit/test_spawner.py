@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from peerd import spawning
 from peerd.spawner import STARTED
 from peerd.spawning import Gate, Spawner
 from unit.support import descriptors, read_all, readable, scarce
@@ -594,6 +595,29 @@ def test_where_no_gate_can_be_made_the_reason_is_told(spawner: Spawner) -> None:
                 await readable(spawner._channel.fileno())
                 spawner._receive(spawner._channel)
         assert not spawner._ordered
+
+    asyncio.run(main())
+
+
+def test_a_gate_for_which_there_is_no_descriptor_is_an_error(spawner: Spawner) -> None:
+    async def main() -> None:
+        spawner.start()
+        with scarce(0), pytest.raises(OSError, match="Too many open files"):
+            await spawner.take()
+        # With room again there are gates again.
+        (await spawner.take()).control.close()
+
+    asyncio.run(main())
+
+
+def test_a_spawner_that_makes_no_gate_is_an_error_that_says_so(
+    spawner: Spawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        monkeypatch.setattr(spawning, "_LIMIT", 0.01)
+        monkeypatch.setattr(spawner, "_order", lambda: None)
+        with pytest.raises(TimeoutError, match=r"no process for it was made within 0\.01 s"):
+            await spawner.take()
 
     asyncio.run(main())
 
