@@ -56,7 +56,7 @@ class Executor:
         self._name = name
         self._changed = changed
         self._seen: dict[str, None] = {}
-        self._starting: dict[asyncio.Task[Run], Caller] = {}
+        self._starting: dict[str, tuple[asyncio.Task[Run], Caller]] = {}
         self._held = Held(past, config)
 
     @property
@@ -82,7 +82,7 @@ class Executor:
         """Let go of what runs; it goes on, for another process to take up."""
         self._held.watch_no_more()
         if self._starting:
-            await asyncio.wait(self._starting)
+            await asyncio.wait([task for task, _ in self._starting.values()])
         await self._held.leave()
         self._spawner.close()
 
@@ -103,8 +103,8 @@ class Executor:
             self._find_room(caller)
             # A task of its own: a caller that goes away now finds a command that can be looked after, or none.
             starting = asyncio.create_task(self._launch(request, caller))
-            self._starting[starting] = caller
-            starting.add_done_callback(self._starting.pop)
+            self._starting[request.exec_id] = starting, caller
+            starting.add_done_callback(lambda _: self._starting.pop(request.exec_id))
             return await asyncio.shield(starting)
         except PeerdError as error:
             if not caller.local:
@@ -224,7 +224,7 @@ class Executor:
     def _callers(self) -> list[Caller]:
         """Who asked for what runs or is being started, once for each."""
         # One whose start is over is held, or has failed.
-        starting = [caller for task, caller in self._starting.items() if not task.done()]
+        starting = [caller for task, caller in self._starting.values() if not task.done()]
         return [*starting, *(one.caller for one in self._held.running)]
 
     # --- ending
@@ -283,6 +283,12 @@ class Executor:
         """The command with this id, while it runs or its caller has not heard all of it."""
         return self._held.find(exec_id)
 
+    async def _started(self, exec_id: str) -> Run | None:
+        """The same, once it is no longer being started."""
+        if starting := self._starting.get(exec_id):
+            await asyncio.wait(starting[:1])
+        return self.find(exec_id)
+
     def knows(self, exec_id: str) -> bool:
         """Whether a command with this id was started here, or refused."""
         return exec_id in self._held.ids or self._history.has(history.RAN, exec_id)
@@ -314,7 +320,7 @@ class Executor:
 
         :raises PeerdError: NO_SUCH_JOB
         """
-        if one := self.find(exec_id):
+        if one := await self._started(exec_id):
             await one.ended.wait()
         return self.job(exec_id)
 
@@ -323,7 +329,7 @@ class Executor:
 
         :raises PeerdError: NO_SUCH_JOB
         """
-        if one := self.find(exec_id):
+        if one := await self._started(exec_id):
             one.cancel()
         return await self.wait(exec_id)
 
@@ -334,7 +340,7 @@ class Executor:
         :raises PeerdError: NO_SUCH_JOB; OUTPUT_GONE where its output is not kept any more
         :raises ConnectionError: when nobody is left to hear of it; the command may be attended again
         """
-        one = self._held.find(exec_id)
+        one = await self._started(exec_id)
         if one is None:
             return await unless_cancelled(session, self._replay(exec_id, session, offsets))
         with self._held.attended(one):

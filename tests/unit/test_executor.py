@@ -672,6 +672,58 @@ def test_a_user_that_cannot_be_looked_up_may_exist() -> None:
     asyncio.run(main())
 
 
+class Late(FakeScopes):
+    """Scopes that are made when it is time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.due = asyncio.Event(), asyncio.Event()
+
+    async def start(self, *args: Any, **more: Any) -> None:
+        self.asked.set()
+        await self.due.wait()
+        await super().start(*args, **more)
+
+
+@pytest.mark.parametrize(("cancel", "outcome"), [(True, Outcome.CANCELLED), (False, Outcome.EXITED)])
+def test_a_command_that_is_being_started_is_waited_for_and_cancelled_as_one_that_runs(
+    cancel: bool, outcome: Outcome
+) -> None:
+    async def main() -> None:
+        late = Late()
+        async with executing(late) as executor:
+            asked = request("exec sleep 1000" if cancel else "exit 0", detach=True)
+            detaching = asyncio.create_task(executor.detach(asked, CALLER))
+            await late.asked.wait()
+            ending = asyncio.create_task((executor.cancel if cancel else executor.wait)(EXEC_ID))
+            await asyncio.sleep(0)
+            assert not ending.done()
+            late.due.set()
+            job = await ending
+            assert job.result is not None
+            assert job.result.outcome is outcome
+            await detaching
+
+    asyncio.run(main())
+
+
+def test_the_start_of_a_command_that_is_waited_for_may_fail() -> None:
+    async def main() -> None:
+        late = Late()
+        late.refuse = "no"
+        async with executing(late) as executor:
+            running = asyncio.create_task(run(executor, request("exec sleep 1000")))
+            await late.asked.wait()
+            ending = asyncio.create_task(executor.cancel(EXEC_ID))
+            await asyncio.sleep(0)
+            late.due.set()
+            job, result = await ending, await running
+            assert job.result is not None
+            assert code(job.result) is code(result) is Code.START_FAILED
+
+    asyncio.run(main())
+
+
 class Blind(FakeScopes):
     """A systemd from whose scope a process has escaped: its stop reaches nobody."""
 
