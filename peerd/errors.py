@@ -157,7 +157,7 @@ KINDS: Mapping[Code, Kind] = {
     ),
     Code.CUT_OFF: Kind(
         "Cut off: {peer} went down, or its peerd was stopped, while the command ran",
-        ("How far it came is not known. It was not run again.",),
+        ("How far it came is not known. It was not run again.", "{reason}"),
         Outcome.LOST,
     ),
     Code.CANCELLED: Kind(

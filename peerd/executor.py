@@ -74,8 +74,7 @@ class Executor:
             self._adopt(name, descriptors, stdin)
         for entry in self._history.find(history.RAN, outcome="", limit=_REMEMBERED):
             if entry.job.exec_id not in self._held.ids:
-                lost = PeerdError(Code.CUT_OFF, peer=self._name())
-                self._record(replace(entry.job, result=ExecResult.failure(lost)), entry.peer)
+                self._record(replace(entry.job, result=run.cut_off(entry.job, self._name())), entry.peer)
         self._storage.expire(self._held.ids)
 
     async def close(self) -> None:
@@ -263,6 +262,8 @@ class Executor:
             self._history.put_soon(history.RAN, peer, job)
         result = job.result
         detail = f": {result.error.sentence}" if result.error else ""
+        if result.error and result.error.code is Code.CUT_OFF and (still := result.error.details.get("reason")):
+            detail += f". {still}"
         log(
             Event.COMMAND_ENDED,
             f"{job.exec_id} for {job.caller} ended: {result.outcome}, exit status {result.exit_status}{detail}",
@@ -331,6 +332,10 @@ class Executor:
         """
         if one := await self._started(exec_id):
             one.cancel()
+        else:
+            self.job(exec_id)
+            # A command that was cut off may still run.
+            await run.stop(self._scopes, exec_id)
         return await self.wait(exec_id)
 
     async def attend(self, exec_id: str, session: Session, offsets: Offsets) -> ExecResult | None:

@@ -160,7 +160,7 @@ class Run:
             with contextlib.suppress(OSError):
                 control.shutdown(socket.SHUT_WR)
             if left != 0 or not self._reported.is_set():
-                await self._stop()
+                await stop(self._scopes, self.request.exec_id)
             await self._reported.wait()
         finally:
             loop.remove_reader(control)
@@ -191,14 +191,6 @@ class Run:
             text = f"What {self.request.exec_id} left running is stopped uncounted: {connection.why(error)}"
             log(Event.INTERNAL_ERROR, text, exec_id=self.request.exec_id)
             return None
-
-    async def _stop(self) -> None:
-        """End what is left of the tree."""
-        try:
-            await self._scopes.stop(self._start.scope)
-        except SystemdError as error:
-            log(Event.INTERNAL_ERROR, f"{self._start.scope}: {error}", exec_id=self.request.exec_id)
-            scopes.kill(self._start.scope)
 
     def _hear(self) -> None:
         """Take what the gate says: that the command started, and how it ended; nothing where it was killed before.
@@ -319,6 +311,27 @@ async def launch(
         unit=scope,
     )
     return run
+
+
+async def stop(scope_manager: ScopeManager, exec_id: str) -> None:
+    """End what is left of a command's tree, if anything is."""
+    scope = scopes.scope_name(exec_id)
+    try:
+        await scope_manager.stop(scope)
+    except SystemdError as error:
+        log(Event.INTERNAL_ERROR, f"{scope}: {error}", exec_id=exec_id)
+        scopes.kill(scope)
+
+
+def cut_off(job: Job, name: str) -> ExecResult:
+    """The end, as far as it is known, of a command that an earlier process left and systemd did not keep.
+
+    :param name: the id of this machine
+    """
+    reason = ""
+    if scopes.populated(scopes.scope_name(job.exec_id)):
+        reason = f"It still ran when peerd was back. To stop it: d cancelJob --job {job.exec_id}"
+    return ExecResult.failure(PeerdError(Code.CUT_OFF, peer=name, reason=reason))
 
 
 def _entry(user: str, name: str) -> pwd.struct_passwd:

@@ -46,6 +46,11 @@ def processes(name: str) -> list[int]:
     return found
 
 
+def populated(name: str) -> bool:
+    """Whether there are processes in a scope or below, as far as that can be told (cgroup.events of cgroups(7))."""
+    return _entry(f"{_cgroup(name)}/cgroup.events", "populated") == 1
+
+
 def kill(name: str) -> None:
     """SIGKILL everything in a scope without asking systemd, for when it does not answer (cgroup.kill of cgroups(7))."""
     with contextlib.suppress(OSError):

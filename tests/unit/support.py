@@ -397,7 +397,7 @@ class FakeScopes(ScopeManager):
         found = []
         for pid in _processes():
             with contextlib.suppress(OSError):
-                if pid == cls.all_gates[name] or mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                if pid == cls.all_gates.get(name) or mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
                     found.append(pid)
         return found
 

@@ -504,6 +504,31 @@ def test_what_is_kept_of_no_command_is_recorded_and_let_go(tmp_path: Path, store
     asyncio.run(main())
 
 
+def test_a_command_that_was_not_kept_and_still_runs_is_said_to_and_can_be_stopped(
+    tmp_path: Path, store: FakeStore, records: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scopes, "populated", lambda name: name == SCOPE)
+
+    async def main() -> None:
+        past = History(tmp_path / "jobs.db")
+        past.put(history.RAN, "laptop", Job.of(request("sleep 1000"), "vps", "ann@laptop", 5))
+        past.put(history.RAN, "laptop", Job.of(request("true", exec_id="1" * 16), "vps", "ann@laptop", 6))
+        past.close()
+        fake = FakeScopes()
+        async with process(tmp_path, store, fake) as executor:
+            still = f"It still ran when peerd was back. To stop it: d cancelJob --job {EXEC_ID}"
+            told = {record.text("exec_id"): record.message for record in records.of(Event.COMMAND_ENDED)}
+            assert told[EXEC_ID].endswith(still)
+            assert "still" not in told["1" * 16]
+            job = await executor.cancel(EXEC_ID)
+            assert job.result is not None
+            assert job.result.error is not None
+            assert job.result.error.hints[-1] == still
+            assert fake.calls == [("stop", SCOPE)]
+
+    asyncio.run(main())
+
+
 def test_a_command_that_was_not_kept_is_lost_and_not_run_again(
     tmp_path: Path, store: FakeStore, records: Journal
 ) -> None:
