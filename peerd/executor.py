@@ -312,6 +312,7 @@ class Executor:
 
     def jobs(self, limit: int) -> Iterable[Job]:
         """The commands that run here, and the detached ones that have ended and whose output is kept."""
+        self._storage.expire(self._held.ids)
         ended = self._history.find(history.RAN, detached=True, limit=limit)
         kept = [entry.job for entry in ended if entry.job.result and self._storage.has(entry.job.exec_id)]
         return [*self.active, *kept][:limit]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -89,6 +90,10 @@ class Storage:
         """The command has ended: its files stay until :meth:`expire` or lack of room takes them."""
         spools = self._live.pop(exec_id, None)
         if spools is not None:
+            for stream in STREAMS:
+                # The last that it wrote may be long ago.
+                with contextlib.suppress(OSError):
+                    os.utime(self._file(exec_id, stream))
             self._ended[exec_id] = sum(spool.size for spool in spools.values())
             if len(self._ended) > _MOST:
                 self.remove(next(iter(self._ended)))

@@ -7,6 +7,7 @@ import errno
 import os
 import select
 import signal
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -720,6 +721,20 @@ def test_the_start_of_a_command_that_is_waited_for_may_fail() -> None:
             job, result = await ending, await running
             assert job.result is not None
             assert code(job.result) is code(result) is Code.START_FAILED
+
+    asyncio.run(main())
+
+
+def test_a_job_whose_output_was_kept_for_long_enough_is_listed_no_more() -> None:
+    async def main() -> None:
+        async with executing(job_retention=1000.0) as executor:
+            await executor.detach(request("true", detach=True), CALLER)
+            await executor.wait(EXEC_ID)
+            assert [job.exec_id for job in executor.jobs(10)] == [EXEC_ID]
+            later = time.time() + 1001
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(time, "time", lambda: later)
+                assert list(executor.jobs(10)) == []
 
     asyncio.run(main())
 

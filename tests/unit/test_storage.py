@@ -227,6 +227,18 @@ def test_output_goes_a_while_after_its_command_ended(disk: Disk) -> None:
     assert len(disk.files()) == 4
 
 
+def test_how_long_ago_a_command_ended_has_nothing_to_do_with_when_it_last_wrote(disk: Disk) -> None:
+    disk.limit(job_retention=1000.0)
+    disk.wrote(A, b"started", b"the result")
+    for stream in STREAMS:
+        os.utime(disk.directory / f"{A}.{stream}", (0, 0))
+    disk.storage.settle(A)
+    disk.storage.expire([])
+    assert disk.storage.has(A)
+    disk.again().expire([])
+    assert disk.storage.has(A)
+
+
 def test_of_very_many_the_oldest_goes_however_little_it_is(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "_MOST", 2)
     for exec_id in (A, B, C):
