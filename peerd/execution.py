@@ -228,7 +228,9 @@ def new_exec_id() -> str:
 
 
 def tell_left_behind(session: Session, peer_id: str, result: ExecResult) -> None:
-    """Say what was stopped after the command itself had ended."""
+    """Say what was stopped after the command itself had ended, or that it was stopped itself."""
+    if result.stopped:
+        session.say(f"systemd stopped the command on {peer_id}, as somebody told it to there (systemctl stop)")
     if result.left_behind:
         count = f"{result.left_behind} background process{'es' if result.left_behind > 1 else ''}"
         session.say(f"Stopped {count} that the command left running on {peer_id}")

@@ -245,6 +245,7 @@ class ExecResult:
     :ivar dropped: bytes that it wrote and for which there was no room, or None where that is not known
     :ivar left_behind: how many background processes were stopped after the command itself had ended, or None where
         that is not known
+    :ivar stopped: whether systemd was told there to stop it, by somebody else than peerd
     :ivar error: the sentence for every outcome that is not the command's own doing
     """
 
@@ -259,6 +260,7 @@ class ExecResult:
     memory_peak: int | None = None
     sizes: Offsets = field(default_factory=lambda: dict.fromkeys(STREAMS, 0))
     dropped: int | None = 0
+    stopped: bool = False
 
     @classmethod
     def failure(cls, error: PeerdError, duration_usec: int = 0) -> ExecResult:
@@ -283,6 +285,7 @@ class ExecResult:
             "cpuUsec": self.cpu_usec,
             "memoryPeak": self.memory_peak,
             "dropped": self.dropped,
+            "stopped": self.stopped,
             **self.sizes,
         }
         return {**fields, "error": self.error.to_wire()} if self.error else fields
@@ -308,6 +311,7 @@ class ExecResult:
             take_optional(fields, "memoryPeak", _count),
             take_offsets(fields),
             take_optional(fields, "dropped", _count),
+            take(fields, "stopped", validate.boolean, False),
         )
 
 

@@ -20,7 +20,7 @@ from peerd.handles import Handles, Start
 from peerd.job import Job
 from peerd.journal import Event, log
 from peerd.messages import ExecRequest, ExecResult
-from peerd.scopes import Figures, Limits, ScopeManager
+from peerd.scopes import Figures, Limits, ScopeManager, Stopper
 from peerd.session import Caller
 from peerd.spawning import Spawner
 from peerd.spool import Spool
@@ -157,6 +157,9 @@ class Run:
             stopped_by_us = not self._reported.is_set() and not self._over_time(time.monotonic(), self._start.began)
             left = self._left()
             used = scopes.figures(self._start.scope)
+            stopper = None
+            if not stopped_by_us and (left != 0 or self._status is None or os.WIFSIGNALED(self._status)):
+                stopper = await self._scopes.stopper(self._start.scope)
             with contextlib.suppress(OSError):
                 control.shutdown(socket.SHUT_WR)
             if left != 0 or not self._reported.is_set():
@@ -169,7 +172,7 @@ class Run:
         self.output.finish()
         if self.input:
             self.input.close()
-        result = self._result(report, at, used, stopped_by_us, left)
+        result = self._result(report, at, used, stopped_by_us, stopper, left)
         return replace(
             result,
             duration_usec=round((at - self._start.began) * _USEC),
@@ -215,11 +218,22 @@ class Run:
         self._reported.set()
         self._stirred.set()
 
+    @property
+    def _status(self) -> int | None:
+        """As from waitpid(2); None where the gate has not reported one."""
+        return int(self._report["status"]) if self._report and "status" in self._report else None
+
     def _result(
-        self, report: dict[str, int | float] | None, at: float, used: Figures, stopped_by_us: bool, left: int | None
+        self,
+        report: dict[str, int | float] | None,
+        at: float,
+        used: Figures,
+        stopped_by_us: bool,
+        stopper: Stopper | None,
+        left: int | None,
     ) -> ExecResult:
         error: PeerdError | None = None
-        status = int(report["status"]) if report and "status" in report else None
+        status = self._status
         # On a busy machine a scope takes long to make, in which a command that ends by itself has not run.
         by_itself = status is not None and os.WIFEXITED(status) and left == 0
         since = self._released if by_itself else self._start.began
@@ -235,14 +249,21 @@ class Run:
             error = PeerdError(Code.TIMEOUT, peer=self._name, seconds=validate.duration(self._timeout))
         elif used.oom_kills and status != 0:
             error = PeerdError(Code.OUT_OF_MEMORY, peer=self._name)
+        elif stopper is Stopper.SHUTDOWN and (status is None or os.WIFSIGNALED(status)):
+            error = PeerdError(Code.CUT_OFF, peer=self._name)
         if error:
             return ExecResult.failure(error)
+        if stopper:
+            # What is left is what is being stopped, and was not left behind.
+            left = 0
         if status is None:
             # Nothing but a SIGKILL keeps a gate from reporting.
             return ExecResult(Outcome.SIGNALED, SIGNAL_BASE + 9, 9)
         if os.WIFSIGNALED(status):
             number = os.WTERMSIG(status)
-            return ExecResult(Outcome.SIGNALED, SIGNAL_BASE + number, number, left_behind=left)
+            return ExecResult(
+                Outcome.SIGNALED, SIGNAL_BASE + number, number, left_behind=left, stopped=stopper is not None
+            )
         return ExecResult(Outcome.EXITED, os.WEXITSTATUS(status), left_behind=left)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import errno
 import os
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from peerd.systemd1 import NoSuchUnit, Systemd, SystemdError
 
 SLICE = "peerd-exec.slice"
 _USEC = 1_000_000
+_MANAGER = "/org/freedesktop/systemd1"
 
 
 def scope_name(exec_id: str) -> str:
@@ -124,6 +126,15 @@ class Limits:
         return found
 
 
+class Stopper(enum.Enum):
+    """Why systemd stops a scope."""
+
+    SOMEBODY = enum.auto()
+    """It was told to."""
+    SHUTDOWN = enum.auto()
+    """The machine goes down."""
+
+
 class ScopeManager:
     """Starts and stops scopes."""
 
@@ -160,6 +171,21 @@ class ScopeManager:
         result = await self._systemd.job(name, "StartTransientUnit", "ssa(sv)a(sa(sv))", body)
         if result != "done":
             raise SystemdError(f"starting {name}: {result}")
+
+    async def stopper(self, name: str) -> Stopper | None:
+        """Why systemd stops a scope now; None where it does not, or does not say so."""
+        with contextlib.suppress(SystemdError):
+            try:
+                (path,) = await self._systemd.call("GetUnit", "s", [name])
+                state = await self._systemd.get(path, "Unit", "ActiveState")
+            except NoSuchUnit:
+                # It had to kill, or all of it was killed.
+                state = "inactive"
+            if state != "active" and await self._systemd.get(_MANAGER, "Manager", "SystemState") == "stopping":
+                return Stopper.SHUTDOWN
+            if state == "deactivating":
+                return Stopper.SOMEBODY
+        return None
 
     async def stop(self, name: str) -> None:
         """Stop whatever is left in a scope, and return when all of it is gone.

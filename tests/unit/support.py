@@ -29,7 +29,7 @@ from peerd.messages import ExecRequest, ExecResult, Offsets, Registration
 from peerd.network import KeyTable
 from peerd.protocol import Decoder, Frame
 from peerd.run import Run
-from peerd.scopes import Limits, ScopeManager
+from peerd.scopes import Limits, ScopeManager, Stopper
 from peerd.session import Caller, ConfirmingSink, Delivery, Session, Sink
 from peerd.spool import Data
 from peerd.storage import Storage
@@ -342,6 +342,7 @@ class FakeScopes(ScopeManager):
 
     :ivar calls: what was asked for, in order
     :ivar refuse: why starts are refused, or ""
+    :ivar stopped_by: why systemd stops scopes by itself
     :cvar all_gates: the gate of each scope that there ever was
     """
 
@@ -354,6 +355,7 @@ class FakeScopes(ScopeManager):
         self.gates: dict[str, int] = {}
         self.refuse = refuse
         self.refuse_stop = ""
+        self.stopped_by: Stopper | None = None
         self._grace = 0.0
 
     async def start(
@@ -371,6 +373,9 @@ class FakeScopes(ScopeManager):
         self._grace = grace
         if self.refuse:
             raise SystemdError(self.refuse)
+
+    async def stopper(self, name: str) -> Stopper | None:
+        return self.stopped_by
 
     async def stop(self, name: str) -> None:
         self.calls.append(("stop", name))

@@ -18,7 +18,12 @@ from unit.support import brief, frames
 
 SOURCES = sorted(Path(peerd.__file__).parent.glob("*.py"))
 # What may be left out: a reason, where the sentence reads well without it, and the command, which the service names.
-MAY_LACK = {(Code.NOT_CONNECTED, "reason"), (Code.CONNECT_FAILED, "reason"), (Code.USAGE, "command")}
+MAY_LACK = {
+    (Code.NOT_CONNECTED, "reason"),
+    (Code.CONNECT_FAILED, "reason"),
+    (Code.CUT_OFF, "reason"),
+    (Code.USAGE, "command"),
+}
 
 
 def placeholders(code: Code) -> set[str]:

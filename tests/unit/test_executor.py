@@ -20,7 +20,7 @@ from peerd.errors import Code, Outcome, PeerdError
 from peerd.execution import new_exec_id
 from peerd.journal import Event
 from peerd.messages import MAX_OUTPUT, WINDOW, Action, ExecRequest, ExecResult
-from peerd.scopes import Figures, Limits, scope_name
+from peerd.scopes import Figures, Limits, Stopper, scope_name
 from peerd.session import Caller
 from peerd.spool import Data
 from unit.support import EXEC_ID, FakeScopes, Heard, Journal, executing, hear, run, scarce
@@ -735,6 +735,31 @@ def test_a_job_whose_output_was_kept_for_long_enough_is_listed_no_more() -> None
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(time, "time", lambda: later)
                 assert list(executor.jobs(10)) == []
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("stopper", "command", "outcome", "stopped"),
+    [
+        (Stopper.SOMEBODY, "sleep 1000 & kill $$; wait", Outcome.SIGNALED, True),
+        (Stopper.SOMEBODY, "sleep 1000 & exit 3", Outcome.EXITED, False),
+        (Stopper.SHUTDOWN, "sleep 1000 & kill $$; wait", Outcome.LOST, False),
+        (Stopper.SHUTDOWN, "kill -9 $PPID", Outcome.LOST, False),
+        (Stopper.SHUTDOWN, "sleep 1000 & exit 3", Outcome.EXITED, False),
+        (None, "kill $$", Outcome.SIGNALED, False),
+    ],
+)
+def test_a_command_that_systemd_stops_by_itself_ends_by_that(
+    stopper: Stopper | None, command: str, outcome: Outcome, stopped: bool
+) -> None:
+    async def main() -> None:
+        fake = FakeScopes()
+        fake.stopped_by = stopper
+        async with executing(fake) as executor:
+            result = await run(executor, request(command))
+        assert (result.outcome, result.stopped, result.left_behind or 0) == (outcome, stopped, 0)
+        assert (outcome is Outcome.LOST) == (result.error is not None and code(result) is Code.CUT_OFF)
 
     asyncio.run(main())
 

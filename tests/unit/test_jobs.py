@@ -25,6 +25,7 @@ from peerd.messages import ExecRequest, ExecResult
 from peerd.node import Node
 from peerd.peers import Peer
 from peerd.registry import Identity, Registry
+from peerd.scopes import Stopper
 from peerd.service import Service
 from peerd.session import Caller, ConfirmingSink, Delivery, Resume, Session
 from peerd.spool import Data
@@ -632,6 +633,21 @@ def test_processes_that_a_job_left_behind_are_told_of(tmp_path: Path) -> None:
             await here.runs("sleep 1000 >/dev/null 2>&1 & exit 4", detach=True)
             assert (await here.call("attachJob", job=EXEC_ID)).status == 4
             assert here.said == ["Stopped 1 background process that the command left running on vps"]
+
+    asyncio.run(main())
+
+
+def test_that_systemd_stopped_a_job_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def stopper(self: FakeScopes, name: str) -> Stopper:
+        return Stopper.SOMEBODY
+
+    monkeypatch.setattr(FakeScopes, "stopper", stopper)
+
+    async def main() -> None:
+        async with machine(tmp_path) as here:
+            await here.runs("kill $$", detach=True)
+            assert (await here.call("attachJob", job=EXEC_ID)).status == 143
+            assert here.said == ["systemd stopped the command on vps, as somebody told it to there (systemctl stop)"]
 
     asyncio.run(main())
 

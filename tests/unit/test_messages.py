@@ -111,7 +111,7 @@ RESULTS = [
     ExecResult(Outcome.EXITED, 0, None, 123, 2),
     ExecResult(Outcome.EXITED, 255),
     ExecResult(Outcome.SIGNALED, 137, 9, 2**63 - 1),
-    ExecResult(Outcome.SIGNALED, 128 + 64, 64),
+    ExecResult(Outcome.SIGNALED, 128 + 64, 64, stopped=True),
 ]
 
 
