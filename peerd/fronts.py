@@ -68,7 +68,8 @@ class Front:
         except (OSError, asyncio.CancelledError):
             link.abort()
         except Exception as error:
-            report(error, who)
+            if refusals.connections.refused(who):
+                report(error, who)
             link.abort()
         finally:
             self._connections.discard(task)

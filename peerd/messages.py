@@ -68,7 +68,7 @@ def take_optional(fields: Mapping[str, object], name: str, check: Callable[[obje
 
 
 def _text(value: object) -> str:
-    return validate.string(value, "text", MAX_TEXT)
+    return validate.utf8(value, "text", MAX_TEXT)
 
 
 def _action(value: object) -> Action:

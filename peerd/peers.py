@@ -62,7 +62,7 @@ class Peer:
             raise PeerdError(Code.BAD_MESSAGE, reason="a peer must be an object")
 
         def text(name: str) -> str:
-            return take(entry, name, lambda value: validate.string(value, name, MAX_TEXT), "")
+            return take(entry, name, lambda value: validate.utf8(value, name, MAX_TEXT), "")
 
         def moment(name: str) -> float:
             return take(entry, name, validate.moment, 0.0)

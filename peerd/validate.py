@@ -83,6 +83,16 @@ def string(value: object, what: str, limit: int) -> str:
     return value
 
 
+def utf8(value: object, what: str, limit: int) -> str:
+    """A :func:`string` without bytes that are no UTF-8, which a command may have and a database does not take."""
+    checked = string(value, what, limit)
+    try:
+        checked.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{what} is not valid UTF-8") from None
+    return checked
+
+
 def peer_id(value: object) -> str:
     """A peer id: a letter or digit, then up to 62 letters, digits, dots, dashes and underscores."""
     return _name(value, "peer id")

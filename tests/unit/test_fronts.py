@@ -99,6 +99,27 @@ def test_who_is_not_in_the_group_is_denied_even_where_the_socket_lets_it_in(
     asyncio.run(main())
 
 
+def test_no_stranger_fills_the_journal_with_what_should_not_have_happened(
+    tmp_path: Path, records: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records.expect(Event.INTERNAL_ERROR)
+    monkeypatch.setattr(refusals, "_MOST", 2)
+
+    async def fail(self: UnixFront, link: object, who: str) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(UnixFront, "_serve", fail)
+
+    async def main() -> None:
+        async with served(tmp_path) as local:
+            for _ in range(4):
+                async with dialled(local.path) as wire:
+                    assert await wire.link.receive() is None
+            assert len(records.of(Event.INTERNAL_ERROR)) == 2
+
+    asyncio.run(main())
+
+
 @dataclass(frozen=True)
 class Said:
     """What `d` would have shown, and its exit status."""

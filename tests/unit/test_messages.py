@@ -229,10 +229,12 @@ def test_a_registration_needs_no_more_than_an_id() -> None:
         ("hostname", 1),
         ("hostname", "a" * (MAX_TEXT + 1)),
         ("hostname", "a\0"),
+        ("hostname", "\udcff"),
         ("mac_address", "x"),
         ("mac_address", 1),
         ("daemon_version", []),
         ("daemon_version", "é" * MAX_TEXT),
+        ("daemon_version", "1\udc80"),
     ],
     ids=brief,
 )

@@ -51,6 +51,7 @@ def test_a_peer_that_is_no_object_is_refused(entry: object) -> None:
         ("mac_address", "x"),
         ("hostname", 1),
         ("hostname", "a" * 256),
+        ("hostname", "\udcff"),
         ("daemon_version", []),
         ("public_key", "\0"),
         ("public_key", "k" * 256),

@@ -707,8 +707,9 @@ def test_a_worker_may_run_commands_over_the_connection_that_it_registered_on() -
         (registration("vps").to_wire(), "127.0.0.2", "id-taken"),
         ({"peer_id": "a b"}, "127.0.0.2", "bad-message"),
         ({}, "127.0.0.2", "bad-message"),
+        (registration("nas", hostname="\udcff").to_wire(), "127.0.0.2", "bad-message"),
     ],
-    ids=["id", "address", "leader", "bad", "empty"],
+    ids=["id", "address", "leader", "bad", "empty", "no text"],
 )
 def test_a_registration_that_is_refused_says_why(claim: dict[str, object], source: str, code: str) -> None:
     async def main() -> None:
