@@ -39,6 +39,10 @@ class Claims:
         """Those that are shown under this id."""
         return [claim for claim in self.shown() if claim.peer_id == peer_id]
 
+    def of(self, addresses: Iterable[str]) -> list[Peer]:
+        """Those of these addresses."""
+        return [claim for address in addresses if (claim := self._by_address.get(address))]
+
     def put(self, claim: Peer) -> None:
         """Keep one, in the place of what its address had."""
         self._by_address[claim.ip_address] = claim

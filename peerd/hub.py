@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
@@ -23,13 +24,15 @@ from peerd.registry import Registry
 
 _KEYS_APART = 0.05
 """Seconds that are at least between two questions to wg(8)."""
+_CLAIMS_AT_ONCE = 10
+"""Refused registrations of one address that are stored when they come; those after them wait for the next flush."""
 
 
 class Hub:
     """The registry of a leader.
 
-    :ivar book: all peers; what is stored is a copy of it, but for ``last_seen`` and for what a full disk held up, which
-        :meth:`flush` writes
+    :ivar book: all peers; what is stored is a copy of it, but for ``last_seen``, for what a full disk held up and for
+        what one address claims again and again, which :meth:`flush` writes
     :param config: gives the settings in force
     :param changed: called when a peer comes, goes or changes
     :param removed: called with a peer that was deleted, rejected or replaced
@@ -48,6 +51,8 @@ class Hub:
         self._removed = removed
         self._seen: set[str] = set()
         self._unstored: set[str] = set()
+        self._unstored_claims: set[str] = set()
+        self._claims_stored: Counter[str] = Counter()
         self._me = ""
         self._keys: tuple[float, KeyTable] = (-math.inf, KeyTable(""))
         self._asking = asyncio.Lock()
@@ -234,6 +239,12 @@ class Hub:
             if seen := self._listed(self._seen):
                 self._registry.store_seen(seen)
             self._seen.clear()
+            if claims := self._claims.of(self._unstored_claims):
+                with self._registry.changing():
+                    for claim in claims:
+                        self._registry.store_claim(claim)
+            self._unstored_claims.clear()
+        self._claims_stored.clear()
 
     def _listed(self, peer_ids: Iterable[str]) -> list[Peer]:
         return [peer for peer_id in peer_ids if (peer := self.book.by_id(peer_id))]
@@ -267,8 +278,7 @@ class Hub:
         # What cannot be stored changes nothing about the refusal, and comes again with the next one.
         with contextlib.suppress(PeerdError):
             if entry:
-                self._registry.store_claim(entry)
-                self._keep_claim(entry)
+                self._note_claim(entry)
         pending = error.code is Code.PENDING
         if (news or not pending) and refusals.connections.refused(address):
             log(
@@ -278,10 +288,27 @@ class Hub:
                 address=address,
             )
 
+    def _note_claim(self, entry: Peer) -> None:
+        """Keep a registration that was refused.
+
+        Who registers again and again must not have the disk, for which all else here waits, each time.
+
+        :raises PeerdError: NOT_STORED
+        """
+        address = entry.ip_address
+        same = any(replace(known, last_seen=entry.last_seen) == entry for known in self._at(address))
+        if same or self._claims_stored[address] >= _CLAIMS_AT_ONCE:
+            self._unstored_claims.add(address)
+        else:
+            self._claims_stored[address] += 1
+            self._registry.store_claim(entry)
+        self._keep_claim(entry)
+
     def _at(self, address: str) -> list[Peer]:
         return [claim for claim in self.book.claims if claim.ip_address == address]
 
     # Who is a peer is stored already: memory must not know more of that than a restart would.
+    # Not so of a registration that made none: its machine registers again.
 
     def _keep_claim(self, claim: Peer) -> None:
         self._claims.put(claim)

@@ -289,6 +289,39 @@ def test_who_registers_under_ever_new_ids_is_recorded_no_more_than_so_often(
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(("ids", "stored"), [(1, 1), (100, 10)], ids=["one id", "many ids"])
+def test_who_registers_again_and_again_takes_no_turn_of_the_disk_each_time(
+    registry: Registry, clock: Clock, monkeypatch: pytest.MonkeyPatch, ids: int, stored: int
+) -> None:
+    commits: list[Peer] = []
+    store = registry.store_claim
+
+    def counted(claim: Peer) -> None:
+        commits.append(claim)
+        store(claim)
+
+    monkeypatch.setattr(registry, "store_claim", counted)
+
+    async def main() -> None:
+        hub = hub_of(registry, Mode.APPROVAL)
+        for number in range(100):
+            clock.now += 1
+            await refused(hub, f"laptop{number % ids}", "10.0.0.4")
+        assert len(commits) == stored
+        await refused(hub, "desktop", "10.0.0.2")
+        assert len(commits) == stored + 1
+        hub.flush()
+        assert registry.claims() == hub.book.claims
+        assert [claim.last_seen for claim in hub.book.claims] == [1100.0, 1100.0]
+        assert hub.book.claims[1].peer_id == f"laptop{99 % ids}"
+        hub.flush()
+        assert len(commits) == stored + 2
+        await refused(hub, "phone", "10.0.0.4")
+        assert registry.claims() == hub.book.claims
+
+    asyncio.run(main())
+
+
 def test_an_approved_conflict_takes_the_place_of_the_peer(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         hub = hub_of(registry)
