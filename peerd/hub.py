@@ -53,6 +53,7 @@ class Hub:
         self._unstored: set[str] = set()
         self._unstored_claims: set[str] = set()
         self._claims_stored: Counter[str] = Counter()
+        self._closed = False
         self._me = ""
         self._keys: tuple[float, KeyTable] = (-math.inf, KeyTable(""))
         self._asking = asyncio.Lock()
@@ -92,8 +93,11 @@ class Hub:
         :param address: where the link comes from
         :param digest: that of the copy of the registry which it has, None where it keeps none
         :raises PeerdError: why it is no peer; PENDING where it may become one
+        :raises ConnectionError: where this machine is not the leader any more that it was when asked
         """
         key = await self._key(address)
+        if self._closed:
+            raise ConnectionError("the registry was closed")
         now = time.time()
         try:
             admitted = self._claims.admit(self.book, claim, address, key, now, self._config().registration)
@@ -102,8 +106,6 @@ class Hub:
             raise
         peer = replace(admitted, is_online=True)
         self._store(peer)
-        if self.book.by_id(peer.peer_id) is None:
-            self._drop_claim(address)
         old = self._news.leave(peer.peer_id)
         if old and old is not link:
             old.abort()
@@ -188,7 +190,6 @@ class Hub:
         for other in others:
             if self.book.by_id(other.peer_id) is other:
                 self._remove(other, PeerdError(Code.DELETED, peer=other.peer_id))
-        self._drop_claim(claim.ip_address)
         self._put(peer)
         log(
             Event.PEER_APPROVED,
@@ -251,6 +252,7 @@ class Hub:
 
     def close(self) -> None:
         """Store what is to be stored and close the links."""
+        self._closed = True
         self.flush()
         self._news.close_all()
 
@@ -357,6 +359,9 @@ class Hub:
             if known is None or others or peer.public_key != known.public_key:
                 raise
             self._unstored.add(peer.peer_id)
+        else:
+            if known is None or others:
+                self._drop_claim(peer.ip_address)
 
 
 def _only(found: list[Peer], peer_id: str, address: str | None) -> Peer:

@@ -322,6 +322,37 @@ def test_who_registers_again_and_again_takes_no_turn_of_the_disk_each_time(
     asyncio.run(main())
 
 
+def test_a_leader_at_an_address_that_was_claimed_keeps_nothing_of_the_claim(registry: Registry) -> None:
+    async def main() -> None:
+        hub = hub_of(registry, Mode.APPROVAL)
+        assert await refused(hub, "laptop", "10.0.0.4") is Code.PENDING
+        hub.set_self(registration("vps"), "10.0.0.4")
+        assert hub.book.claims == registry.claims() == []
+        with pytest.raises(PeerdError, match="Peer not found"):
+            hub.approve("laptop", None, "x")
+
+    asyncio.run(main())
+
+
+def test_who_waits_while_the_leader_becomes_something_else_is_not_stored(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        hub = hub_of(registry)
+
+        async def public_keys(interface: str) -> network.KeyTable:
+            hub.close()
+            return key_table(KEYS)
+
+        monkeypatch.setattr(network, "public_keys", public_keys)
+        async with linked() as (_, leader):
+            with pytest.raises(ConnectionError):
+                await hub.register(leader, "10.0.0.4", registration("laptop"))
+        assert registry.peers() == []
+
+    asyncio.run(main())
+
+
 def test_an_approved_conflict_takes_the_place_of_the_peer(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         hub = hub_of(registry)
