@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from peerd.errors import PeerdError
+from peerd.errors import Code, PeerdError
 
 Record = dict[str, object]
 
@@ -28,6 +30,7 @@ class Answer:
 
     :ivar data: for a command that shows data: what it shows
     :ivar more: instead of data: records as they come, until the caller has had enough
+    :ivar rows: instead of data: what it shows, in portions that are put together when they are taken
     :ivar text: for the others: a sentence, or ""
     :ivar error: what went wrong, or what to know beside the data
     :ivar status: the exit status of ``d``
@@ -36,7 +39,27 @@ class Answer:
 
     data: Any = None
     more: AsyncGenerator[Batch, None] | None = None
+    rows: AsyncGenerator[list[Record], None] | None = None
     text: str = ""
     error: PeerdError | None = None
     status: int = 0
     record: Mapping[str, object] | None = None
+
+
+async def whole(answer: Answer, most: int) -> Answer:
+    """An answer with its rows as data, for who takes it in one piece.
+
+    :param most: how many bytes of data, as JSON
+    :raises PeerdError: TOO_MUCH_OUTPUT
+    """
+    if answer.rows is None:
+        return answer
+    data: list[Record] = []
+    size = 0
+    async with contextlib.aclosing(answer.rows) as portions:
+        async for rows in portions:
+            size += len(json.dumps(rows))
+            if size > most:
+                raise PeerdError(Code.TOO_MUCH_OUTPUT, reason=f"more than {most} bytes; ask for less (limit)")
+            data += rows
+    return replace(answer, data=data, rows=None)

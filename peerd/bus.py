@@ -16,7 +16,7 @@ from dbus_next import BusType, Message, MessageFlag, MessageType
 from dbus_next.aio import MessageBus
 
 from peerd import busapi, busvalues, parameters, users
-from peerd.answer import Answer
+from peerd.answer import Answer, whole
 from peerd.backoff import Backoff
 from peerd.busapi import INTERFACES, MANAGER, ROOT
 from peerd.buscallers import Callers
@@ -240,7 +240,8 @@ class Bus:
         """Do a command for whoever may."""
         params, sink = _parameters(message, command), Collected()
         async with self._calling(message, command, params, sink) as session:
-            return busvalues.reply(command, await self._service.call(command.name, params, session), sink)
+            answer = await whole(await self._service.call(command.name, params, session), busapi.MAX_DATA)
+            return busvalues.reply(command, answer, sink)
 
     async def _start(self, message: Message) -> None:
         """Start a command and answer with its job and its streams; return when it has ended."""

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import sqlite3
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,10 @@ _MOST_UNWRITTEN = 200
 """Commands whose ends are held in memory while they cannot be stored."""
 _PEER, _OUTCOME, _JOB = 2, 4, 6
 """Columns of a row."""
+_PLACE = slice(3, 5)
+"""Those of a row that is found which say where it is: when it started, and its rowid."""
+_PORTION = 50
+"""Commands that are read at once where there may be very many."""
 _SOON = 0.01
 """Seconds until what may wait is stored: most commands, seen from their callers, are over by then."""
 # Four of these are in the way of every command; building them from the model takes longer than doing what they say.
@@ -84,6 +89,7 @@ class History:
                 primary_key = peewee.CompositeKey("exec_id", "side")
 
         self._rows: Any = Row
+        self._rowid: Any = peewee.SQL("rowid")
         self._stored = 0
         self._waiting: dict[tuple[str, str], tuple[Any, ...]] = {}
         self._unwritten: set[tuple[str, str]] = set()
@@ -180,21 +186,48 @@ class History:
         :param since_usec: only those that started since, in microseconds since the epoch
         :raises PeerdError: INTERNAL when they cannot be read
         """
-        self.catch_up()
+        query = self._query(side, peer, outcome, since_usec)
+        if detached is not None:
+            # As the index has it, which is of use only then.
+            query = query.where(self._rows.detached if detached else ~self._rows.detached)
+        return _entries(self._read(query.limit(limit)))
+
+    def portions(
+        self,
+        side: str | None = None,
+        peer: str | None = None,
+        outcome: str | None = None,
+        since_usec: int = 0,
+        limit: int = 1000,
+    ) -> Iterator[list[Entry]]:
+        """What :meth:`find` finds in portions, each of them read when it is taken: all at once may take seconds."""
+        every = query = self._query(side, peer, outcome, since_usec)
+        while limit > 0:
+            found = self._read(query.limit(min(limit, _PORTION)))
+            yield _entries(found)
+            if len(found) < _PORTION:
+                return
+            limit -= len(found)
+            started, rowid = found[-1][_PLACE]
+            rows = self._rows
+            query = every.where(rows.started <= started, (rows.started < started) | (self._rowid < rowid))
+
+    def _query(self, side: str | None, peer: str | None, outcome: str | None, since_usec: int) -> Any:
         rows = self._rows
-        query = rows.select(rows.side, rows.peer, rows.job).where(rows.started >= since_usec)
+        query = rows.select(rows.side, rows.peer, rows.job, rows.started, self._rowid).where(rows.started >= since_usec)
         wanted = {rows.side: side, rows.peer: peer, rows.outcome: outcome}
         for column, value in wanted.items():
             if value is not None:
                 query = query.where(column == value)
-        if detached is not None:
-            # As the index has it, which is of use only then.
-            query = query.where(rows.detached if detached else ~rows.detached)
+        return query.order_by(rows.started.desc(), self._rowid.desc())
+
+    def _read(self, query: Any) -> list[tuple[Any, ...]]:
+        self.catch_up()
         try:
-            found = self._database.execute(query.order_by(rows.started.desc()).limit(limit)).fetchall()
+            found: list[tuple[Any, ...]] = self._database.execute(query).fetchall()
         except (sqlite3.DatabaseError, peewee.DatabaseError) as error:
             raise PeerdError(Code.INTERNAL, reason=f"cannot read the history: {error}") from None
-        return [entry for row in found if (entry := _entry(*row))]
+        return found
 
     def trim(self, most: int) -> None:
         """Keep only the newest entries, and beside them a tenth as many that were denied; cheap when called after each.
@@ -227,6 +260,10 @@ class History:
 def _row(side: str, peer: str, job: Job) -> tuple[Any, ...]:
     outcome = job.result.outcome.value if job.result else ""
     return job.exec_id, side, peer, job.started_usec, outcome, job.detached, json.dumps(job.shortened().to_wire())
+
+
+def _entries(found: Iterable[tuple[Any, ...]]) -> list[Entry]:
+    return [entry for side, peer, job, *_ in found if (entry := _entry(side, peer, job))]
 
 
 def _entry(side: Any, peer: Any, job: Any) -> Entry | None:

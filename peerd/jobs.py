@@ -6,12 +6,12 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 from peerd import guard, history, remote, validate
-from peerd.answer import Answer
+from peerd.answer import Answer, Record
 from peerd.config import Config
 from peerd.connection import Connection
 from peerd.errors import EXIT_CANCELLED, Code, PeerdError
@@ -19,6 +19,7 @@ from peerd.execution import Execution, tell_left_behind
 from peerd.executor import Executor
 from peerd.history import Entry, History
 from peerd.job import Job
+from peerd.memory import heap
 from peerd.messages import STREAMS, ExecResult, Offsets, take
 from peerd.node import Node
 from peerd.peers import Peer
@@ -51,6 +52,7 @@ class Jobs:
         self._history = past
         self._execution = execution
         self._config = config
+        self._telling = asyncio.Lock()
 
     def known(self) -> set[str]:
         """The ids of the jobs that run here or whose output is kept, and of those that were left running from here."""
@@ -146,10 +148,20 @@ class Jobs:
     ) -> Answer:
         """What ran here and what was asked from here."""
         await self._refresh()
-        found = self._history.find(
-            None, peer, outcome, round(since * _USEC), limit=min(limit, self._config().history_limit)
-        )
-        return Answer([{"side": entry.side, **record(entry.job)} for entry in found])
+        most = min(limit, self._config().history_limit)
+        return Answer(rows=self._tell(session, self._history.portions(None, peer, outcome, round(since * _USEC), most)))
+
+    async def _tell(self, session: Session, portions: Iterator[list[Entry]]) -> AsyncGenerator[list[Record], None]:
+        while not (session.cancel.is_set() or session.gone.is_set()):
+            # However many ask, what there is to do for one must not hold up all else for longer.
+            async with self._telling:
+                entries = next(portions, None)
+                rows = [{"side": entry.side, **record(entry.job)} for entry in entries or ()]
+                await asyncio.sleep(0)
+            if entries is None:
+                return
+            heap.used()
+            yield rows
 
     async def _refresh(self) -> None:
         """Ask after commands of whose end nothing is known here: detached, or cut off from their callers."""

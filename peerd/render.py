@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import syslog
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 from peerd.commands import Command
 from peerd.errors import KINDS, Code, Outcome, PeerdError
@@ -16,8 +16,13 @@ from peerd.validate import printable
 _MAX_CELL = 120
 _COLORED = ("is_online", "connected_to_leader")
 """Booleans whose meaning is good or bad."""
+_YES = "yes"
+_BETWEEN = "\n"
+"""Between the cells of a line while it is held: none of them has it, for it is not printable."""
 _GREEN, _RED, _YELLOW, _BOLD, _PLAIN = "\x1b[32m", "\x1b[31m", "\x1b[33m", "\x1b[1m", "\x1b[0m"
 _USEC = 1_000_000
+_LINES = 100
+"""Lines of a table that are put together at once."""
 RECORD_SCHEMA = 1
 """Version of the record that --json prints; it changes when a field changes its meaning."""
 _RESULT_FIELDS = (
@@ -46,6 +51,11 @@ def render(command: Command, data: Any, as_json: bool, color: bool = False) -> s
         width = max(map(len, data))
         return "".join(f"{key:>{width}}: {_paint(key, value, _cell(value), color)}\n" for key, value in data.items())
     return _table(data, command.columns, color)
+
+
+def in_portions(command: Command, as_json: bool, color: bool = False) -> Renderer:
+    """The same for rows that come some at a time."""
+    return _Array() if as_json else _Table(command.columns, color)
 
 
 def render_more(command: Command, rows: Sequence[Mapping[str, Any]], as_json: bool, color: bool = False) -> str:
@@ -141,22 +151,79 @@ def moment(seconds: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
+class Renderer(Protocol):
+    """Makes text of very many rows, some at a time."""
+
+    def add(self, rows: Sequence[Mapping[str, Any]]) -> str:
+        """What can be printed now that these are there as well."""
+
+    def rest(self) -> Iterator[str]:
+        """What remains to be printed after the last of them."""
+
+
+class _Array:
+    """An array of JSON, as :func:`render` has it."""
+
+    def __init__(self) -> None:
+        self._begun = False
+
+    def add(self, rows: Sequence[Mapping[str, Any]]) -> str:
+        if not rows:
+            return ""
+        start, self._begun = ",\n" if self._begun else "[\n", True
+        return start + json.dumps(rows, indent=2).removeprefix("[\n").removesuffix("\n]")
+
+    def rest(self) -> Iterator[str]:
+        yield "\n]\n" if self._begun else "[]\n"
+
+
+class _Table:
+    """A table, whose columns are as wide as the widest of its rows."""
+
+    def __init__(self, columns: Sequence[str], color: bool) -> None:
+        self._names = columns
+        self._color = color
+        # Of very many rows one string each is a fifth of their cells.
+        self._lines: list[str] = []
+        self._widths: Sequence[int] = ()
+
+    def add(self, rows: Sequence[Mapping[str, Any]]) -> str:
+        if rows and not self._lines:
+            self._names = self._names or list(rows[0])
+            self._widths = [len(name) for name in self._names]
+        for row in rows:
+            cells = [_cell(row[name]) for name in self._names]
+            self._widths = list(map(max, self._widths, map(len, cells)))
+            self._lines.append(_BETWEEN.join(cells))
+        return ""
+
+    def rest(self) -> Iterator[str]:
+        if not self._lines:
+            yield "(none)\n"
+            return
+        head = "  ".join(self._padded([name.upper().replace("_", " ") for name in self._names]))
+        yield f"{_BOLD}{head}{_PLAIN}\n" if self._color else f"{head}\n"
+        for start in range(0, len(self._lines), _LINES):
+            yield "".join(map(self._line, self._lines[start : start + _LINES]))
+
+    def _line(self, line: str) -> str:
+        cells = line.split(_BETWEEN)
+        painted = [
+            _paint(name, cell == _YES, padded, self._color)
+            for name, cell, padded in zip(self._names, cells, self._padded(cells), strict=True)
+        ]
+        return "  ".join(painted) + "\n"
+
+    def _padded(self, cells: Sequence[str]) -> list[str]:
+        # No spaces at the ends of lines.
+        padded = [cell.ljust(width) for cell, width in zip(cells, self._widths, strict=True)]
+        return [*padded[:-1], padded[-1].rstrip()]
+
+
 def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], color: bool) -> str:
-    if not rows:
-        return "(none)\n"
-    names = columns or list(rows[0])
-    head = [name.upper().replace("_", " ") for name in names]
-    cells = [[_cell(row[name]) for name in names] for row in rows]
-    widths = [max(len(line[index]) for line in (head, *cells)) for index in range(len(names))]
-    padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in (head, *cells)]
-    # No spaces at the ends of lines.
-    padded = [[*line[:-1], line[-1].rstrip()] for line in padded]
-    painted = [
-        [_paint(name, row[name], cell, color) for name, cell in zip(names, line, strict=True)]
-        for row, line in zip(rows, padded[1:], strict=True)
-    ]
-    top = "  ".join(padded[0])
-    return "".join(f"{line}\n" for line in (f"{_BOLD}{top}{_PLAIN}" if color else top, *map("  ".join, painted)))
+    table = _Table(columns, color)
+    table.add(rows)
+    return "".join(table.rest())
 
 
 def _paint(name: str, value: Any, cell: str, color: bool) -> str:
@@ -167,7 +234,7 @@ def _paint(name: str, value: Any, cell: str, color: bool) -> str:
 
 def _cell(value: Any) -> str:
     if isinstance(value, bool):
-        return "yes" if value else "no"
+        return _YES if value else "no"
     if value in (None, "", []):
         return "-"
     if isinstance(value, (list, Mapping)):

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from peerd import cli, messages, network, parameters, refusals, users, validate
-from peerd.answer import Answer, Batch
+from peerd.answer import Answer, Batch, Record, whole
 from peerd.commands import BY_NAME, Command
 from peerd.config import Config
 from peerd.connection import Connection
@@ -19,8 +19,8 @@ from peerd.journal import Event, log
 from peerd.jsonrecord import Printer
 from peerd.messages import take, take_optional
 from peerd.node import Node
-from peerd.protocol import Frame
-from peerd.render import failure, render, render_more
+from peerd.protocol import MAX_HEADER, Frame
+from peerd.render import Renderer, failure, in_portions, render, render_more
 from peerd.service import Service
 from peerd.session import Caller, ConfirmingSink, Hearing, Resume, Session
 
@@ -86,10 +86,13 @@ class UnixFront(Front):
         after = take(fields, "after", validate.cursor, "")
         async with Conversation(link) as talk:
             answer = await self._run(link, who, parsed.command, parsed.params, talk, resume, hearing, after)
+            comes = answer.more or answer.rows
             if answer.more is not None:
                 answer = await _tell_more(link, command, answer.more, parsed.json or not terminal, color)
-                if talk.cancel.is_set():
-                    answer = Answer(status=EXIT_CANCELLED)
+            elif answer.rows is not None:
+                answer = await _tell_rows(link, answer.rows, in_portions(command, parsed.json or not terminal, color))
+            if comes and talk.cancel.is_set():
+                answer = Answer(status=EXIT_CANCELLED)
         last: dict[str, object] = {"status": answer.status}
         data = _record(answer) if parsed.json and command.record else answer.data
         if collects:
@@ -110,7 +113,7 @@ class UnixFront(Front):
         name = take(fields, "command", parameters.command_name)
         params = parameters.check(name, fields.get("params"))
         async with Conversation(link) as talk:
-            answer = await self._run(link, who, name, params, talk)
+            answer = await whole(await self._run(link, who, name, params, talk), MAX_HEADER)
             if answer.more is not None:
                 answer = await _tell_more(link, BY_NAME[name], answer.more, True, False)
         reply = {"data": answer.data, "text": answer.text, "status": answer.status, "record": answer.record}
@@ -174,6 +177,21 @@ async def _tell_more(
         async with contextlib.aclosing(more):
             async for batch in more:
                 await _print(link, "stdout", render_more(command, batch.records, as_json, color), batch.cursor)
+    except PeerdError as error:
+        return Answer(error=error, status=error.kind.exit_status)
+    return Answer()
+
+
+async def _tell_rows(link: Connection, rows: AsyncGenerator[list[Record], None], renderer: Renderer) -> Answer:
+    """Print data that comes some at a time; what remains to be said at its end."""
+    try:
+        async with contextlib.aclosing(rows):
+            async for some in rows:
+                await _print(link, "stdout", renderer.add(some))
+        for text in renderer.rest():
+            await _print(link, "stdout", text)
+            # All of it takes long.
+            await asyncio.sleep(0)
     except PeerdError as error:
         return Answer(error=error, status=error.kind.exit_status)
     return Answer()

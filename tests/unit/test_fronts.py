@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
-from peerd import __version__, logs, messages, refusals, users
+from peerd import __version__, history, logs, messages, refusals, users
 from peerd.answer import Batch
 from peerd.apphost import AppHost
 from peerd.errors import Code, Outcome, PeerdError
 from peerd.history import History
+from peerd.job import Job
 from peerd.journal import Event
 from peerd.messages import ExecRequest, ExecResult
 from peerd.node import Node
@@ -55,6 +56,7 @@ class Local:
     path: Path
     executor: FakeExecutor
     front: UnixFront
+    past: History
 
 
 @asynccontextmanager
@@ -72,7 +74,7 @@ async def served(
     front = UnixFront(node, Service(node, executor, registry, past, apps, lambda: config), lambda: config)
     try:
         async with unix_server(front.accept, directory / "peerd.sock") as path:
-            yield Local(path, executor, front)
+            yield Local(path, executor, front, past)
     finally:
         await node.close()
         past.close()
@@ -696,5 +698,28 @@ def test_the_end_of_what_is_printed_of_a_log_tells_how_far_it_goes(
             assert [query.after for query in queries] == ["", "s=1f;i=0"]
             bad = await wire.ask("invoke", {"argv": ["log", "--follow"], "after": "-f"})
             assert (bad.type, bad.fields["code"]) == ("error", "bad-message")
+
+    asyncio.run(main())
+
+
+def test_a_long_history_comes_as_one_array_in_several_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "_PORTION", 2)
+
+    async def main() -> None:
+        async with served(tmp_path) as local, greeted(local.path) as wire:
+            for number in range(5):
+                job = Job(f"{number:016x}", "here", "ann@here", "/", "make", "root", False, number + 1)
+                local.past.put(history.RAN, "here", job)
+            await wire.link.send("invoke", {"argv": ["history", "--json"]})
+            pieces = []
+            while (frame := await wire.next()).type != "exit":
+                pieces += [frame.payload] if frame.type == "output" else []
+            assert (frame.fields, len(pieces)) == ({"status": 0}, 4)
+            listed = json.loads(b"".join(pieces))
+            assert [int(row["exec_id"], 16) for row in listed] == [4, 3, 2, 1, 0]
+            assert b"".join(pieces).decode() == json.dumps(listed, indent=2) + "\n"
+            table = await invoke(wire, "history", terminal=True)
+            assert len(table.stdout.splitlines()) == 6
+            assert (await called(wire, "history"))["data"] == listed
 
     asyncio.run(main())

@@ -161,6 +161,28 @@ def test_commands_are_found_by_what_they_have_the_newest_first(past: History) ->
     assert ids(past, peer="' OR 1=1 --") == []
 
 
+@pytest.mark.parametrize("limit", [1, 2, 3, 5, 6, 1000])
+def test_portions_are_what_is_found_at_once(past: History, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    monkeypatch.setattr(history, "_PORTION", 2)
+    for number, started in enumerate((1, 3, 3, 3, 2, 4)):
+        past.put(RAN, "laptop", replace(job(number), started_usec=started))
+    portions = list(past.portions(RAN, "laptop", "exited", 1, limit))
+    found = [entry for portion in portions for entry in portion]
+    assert found == past.find(RAN, "laptop", "exited", 1, limit=limit)
+    assert all(len(portion) <= 2 for portion in portions)
+
+
+def test_what_comes_and_goes_between_two_portions_moves_nothing(past: History, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "_PORTION", 2)
+    for number in range(6):
+        past.put(RAN, "laptop", job(number))
+    portions = past.portions()
+    next(portions)
+    past.put(RAN, "laptop", job(6))
+    past.drop(RAN, f"{4:016x}")
+    assert [[int(entry.job.exec_id, 16) for entry in portion] for portion in portions] == [[3, 2], [1, 0], []]
+
+
 def test_detached_ones_are_found_without_looking_at_all_others(past: History, tmp_path: Path) -> None:
     async def fill() -> None:
         for number in range(5000):

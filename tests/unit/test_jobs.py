@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from peerd import history, jobs, network, scopes, turns, validate
-from peerd.answer import Answer
+from peerd.answer import Answer, Record, whole
 from peerd.apphost import AppHost
 from peerd.backoff import Backoff
+from peerd.busapi import MAX_DATA
 from peerd.errors import Code, Outcome, PeerdError
 from peerd.executor import Executor
 from peerd.history import History
@@ -84,6 +85,11 @@ class Here:
             resume,
         )
         return asyncio.create_task(self.service.call(name, params, session))
+
+    async def history(self, **params: Any) -> list[Record]:
+        """What the history tells."""
+        rows: list[Record] = (await whole(await self.call("history", **params), MAX_DATA)).data
+        return rows
 
     async def asked(self, *answers: str, **tell: object) -> list[Wire]:
         """The next connections, each of which asks for this."""
@@ -449,13 +455,13 @@ def test_a_detached_command_on_a_peer_is_remembered_until_its_end_is_known(tmp_p
             assert asked.detach
             wire.link.post("started")
             assert (await starting).text == asked.exec_id
-            looking = here.call("history")
+            looking = asyncio.create_task(here.history())
             assert (await wire.expect("getJob")).fields == {"execId": asked.exec_id}
             tell(wire, replace(ENDED, exec_id=asked.exec_id))
-            (entry,) = (await looking).data
+            (entry,) = await looking
             assert (entry["side"], entry["outcome"], entry["exit_status"]) == ("asked", "exited", 3)
             # Now it is known, and nobody is asked.
-            assert (await here.call("history")).data == [entry]
+            assert await here.history() == [entry]
 
     asyncio.run(main())
 
@@ -949,9 +955,41 @@ def test_the_history_is_found_by_what_is_asked_for(tmp_path: Path) -> None:
                 "outcome": {"outcome": "lost"},
             }
             found = {
-                key: [int(entry["exec_id"], 16) for entry in (await here.call("history", **params)).data]
+                key: [int(str(entry["exec_id"]), 16) for entry in await here.history(**params)]
                 for key, params in asked.items()
             }
             assert found == {"all": [5, 4, 3], "limit": [5, 4], "peer": [3, 2, 1], "since": [5, 4], "outcome": []}
+
+    asyncio.run(main())
+
+
+def test_of_a_long_history_no_caller_has_more_put_together_than_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history, "_PORTION", 2)
+
+    async def main() -> None:
+        async with machine(tmp_path) as here:
+            for number in range(1, 8):
+                here.past.put(history.RAN, "laptop", replace(ENDED, exec_id=f"{number:016x}", started_usec=number))
+            first, second = [(await here.call("history")).rows for _ in range(2)]
+            assert first is not None
+            assert second is not None
+            taken = await asyncio.gather(anext(first), anext(second))
+            assert [len(rows) for rows in taken] == [2, 2]
+            # Who reads slowly keeps nobody from reading.
+            assert [len(rows) async for rows in second] == [2, 2, 1]
+            here.cancel.set()
+            assert [rows async for rows in first] == []
+
+    asyncio.run(main())
+
+
+def test_a_history_that_is_too_long_for_one_piece_is_refused_as_such(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with machine(tmp_path) as here:
+            here.past.put(history.RAN, "laptop", ENDED)
+            with pytest.raises(PeerdError, match="too large"):
+                await whole(await here.call("history"), 100)
 
     asyncio.run(main())

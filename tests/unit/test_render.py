@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peerd.commands import BY_NAME
-from peerd.render import render
+from peerd.render import in_portions, render
 
 LIST = BY_NAME["listPeers"]
 STATUS = BY_NAME["getPeerStatus"]
@@ -107,3 +107,13 @@ def test_colour_tells_good_from_bad_and_leaves_the_columns_alone() -> None:
     assert re.search(r"\x1b\[31mno *\x1b\[0m", painted[2])
     assert "\x1b[32myes\x1b[0m" in render(STATUS, {"connected_to_leader": True}, False, True)
     assert render(LIST, rows, True, True) == render(LIST, rows, True)
+
+
+@pytest.mark.parametrize("as_json", [True, False], ids=["json", "table"])
+@pytest.mark.parametrize("count", [0, 1, 2, 5, 250])
+def test_rows_that_come_some_at_a_time_are_printed_as_if_they_came_at_once(count: int, as_json: bool) -> None:
+    rows = [{**PEER, "peer_id": "p" * (number % 7 + 1), "is_online": number % 2 == 0} for number in range(count)]
+    for size in (1, 2, 100):
+        printer = in_portions(LIST, as_json, True)
+        begun = [printer.add(rows[start : start + size]) for start in range(0, count, size)]
+        assert "".join([*begun, printer.add([]), *printer.rest()]) == render(LIST, rows, as_json, True)
