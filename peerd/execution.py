@@ -145,6 +145,7 @@ class Execution:
             asked()
         # Who is cut off while a detached command starts asks for the same once more.
         if request.detach and (not result.error or (resume and result.error.code is Code.DUPLICATE)):
+            self._history.trim(self._config().history_limit)
             return job
         job = replace(job, result=result)
         tell_left_behind(session, peer_id, result)

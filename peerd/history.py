@@ -29,6 +29,8 @@ SCHEMA_VERSION = 1
 """Kept in the database as PRAGMA user_version (sqlite.org/pragma.html)."""
 
 _TRIM_EVERY = 1000
+_TRIM_SHARE = 10
+"""Of how many commands that are kept there may be one more until it is trimmed again."""
 _DENIED_SHARE = 10
 _MOST_UNWRITTEN = 200
 """Commands whose ends are held in memory while they cannot be stored."""
@@ -232,14 +234,16 @@ class History:
     def trim(self, most: int) -> None:
         """Keep only the newest entries, and beside them a tenth as many that were denied; cheap when called after each.
 
+        What runs here stays. What was asked of a peer goes, whether or not its end was ever heard of.
+
         :param most: how many
         """
         self._stored += 1
-        if self._stored % _TRIM_EVERY != 1:
+        if (self._stored - 1) % max(1, min(_TRIM_EVERY, most // _TRIM_SHARE)):
             return
         self.catch_up()
         rows = self._rows
-        denied = rows.outcome == Outcome.DENIED.value
+        denied, over = rows.outcome == Outcome.DENIED.value, (rows.outcome != "") | (rows.side == ASKED)
         try:
             with self._store.writing():
                 # Whoever is denied must not have the others' commands forgotten.
@@ -247,7 +251,7 @@ class History:
                     newest = rows.select(rows.started).where(these).order_by(rows.started.desc())
                     oldest = newest.limit(1).offset(limit).scalar()
                     if oldest is not None:
-                        rows.delete().where(these, rows.started <= oldest, rows.outcome != "").execute()
+                        rows.delete().where(these, over, rows.started <= oldest).execute()
         except PeerdError as error:
             log(Event.STATE_UNWRITABLE, f"The history cannot be trimmed: {error.details['reason']}")
 

@@ -31,6 +31,8 @@ MAX_JOBS = 2000
 """How many jobs one machine tells of."""
 _PER_FRAME = 15
 _AT_ONCE = 32
+_ASKED_AFTER = 200
+"""How many commands of unknown end are looked at for such of peers that can be asked."""
 _NAMED = 5
 _RETRY_DELAY = 1.0
 _COMING_BACK = (Code.NOT_CONNECTED, Code.CONNECT_FAILED, Code.NO_SUCH_JOB)
@@ -171,8 +173,14 @@ class Jobs:
                 job = await self.request("getJob", entry.job.exec_id, entry.peer)
                 self._learn(entry.peer, job.exec_id, job.result)
 
-        entries = self._history.find(history.ASKED, outcome="", limit=_AT_ONCE)
-        await asyncio.gather(*(ask(entry) for entry in entries))
+        online = {peer.peer_id for peer in self._others}
+        entries = [
+            entry for entry in self._history.find(history.ASKED, outcome="", limit=_ASKED_AFTER) if entry.peer in online
+        ]
+        # Whoever does not answer by then is asked again the next time.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._config().connect_timeout):
+                await asyncio.gather(*(ask(entry) for entry in entries[:_AT_ONCE]))
 
     @property
     def _others(self) -> list[Peer]:

@@ -206,13 +206,36 @@ def test_only_the_newest_are_kept_and_all_that_run(past: History) -> None:
         past.put(RAN, "laptop", job(number))
     past.trim(3)
     assert ids(past) == [9, 8, 7, 1]
-    # Not each time: it is called after every command.
     past.put(RAN, "laptop", job(10))
     past.trim(3)
-    assert ids(past) == [10, 9, 8, 7, 1]
-    for _ in range(history._TRIM_EVERY - 1):
-        past.trim(3)
     assert ids(past) == [10, 9, 8, 1]
+
+
+@pytest.mark.parametrize(("most", "every"), [(50, 5), (50_000, 1000)])
+def test_it_is_not_trimmed_after_each_command_but_before_it_is_a_tenth_too_long(
+    past: History, monkeypatch: pytest.MonkeyPatch, most: int, every: int
+) -> None:
+    times: list[None] = []
+
+    def writing() -> contextlib.AbstractContextManager[None]:
+        times.append(None)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(past._store, "writing", writing)
+    for _ in range(every):
+        past.trim(most)
+    assert len(times) == 1
+    past.trim(most)
+    assert len(times) == 2
+
+
+def test_what_was_asked_of_a_peer_goes_though_nobody_ever_heard_of_its_end(past: History) -> None:
+    for number in range(10):
+        past.put(ASKED, "laptop", job(number, None, detached=True))
+    past.put(RAN, "laptop", job(0, None))
+    past.trim(3)
+    assert ids(past, ASKED) == [9, 8, 7]
+    assert ids(past, RAN) == [0]
 
 
 def test_what_was_denied_has_no_other_command_forgotten(past: History) -> None:

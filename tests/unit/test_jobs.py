@@ -466,6 +466,43 @@ def test_a_detached_command_on_a_peer_is_remembered_until_its_end_is_known(tmp_p
     asyncio.run(main())
 
 
+def test_who_asks_for_detached_commands_only_has_no_longer_history(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with machine(tmp_path, history_limit=2) as here:
+            for number in range(4):
+                here.past.put(history.ASKED, "laptop", replace(JOB, exec_id=f"{number:016x}", started_usec=number))
+            starting = here.call("execOnPeer", peer="laptop", directory="/", shell_cmd="make", detach=True)
+            wire = await here.peers.links.get()
+            await wire.expect("execRequest")
+            wire.link.post("started")
+            newest = (await starting).text
+            found = [entry.job.exec_id for entry in here.past.find()]
+            assert (found[0], len(found)) == (newest, 2)
+
+    asyncio.run(main())
+
+
+def test_only_peers_that_are_online_are_asked_how_commands_ended_and_nobody_waits_for_them_long(
+    tmp_path: Path,
+) -> None:
+    async def main() -> None:
+        async with machine(tmp_path, LAPTOP, PHONE, connect_timeout=0.2) as here:
+            here.past.put(history.ASKED, "laptop", JOB)
+            for number in range(100):
+                job = replace(JOB, exec_id=f"{number:016x}", peer="phone", started_usec=JOB.started_usec + number + 1)
+                here.past.put(history.ASKED, "phone", job)
+            looking = asyncio.create_task(here.history(outcome="exited"))
+            (wire,) = await here.asked("getJob")
+            assert await looking == []
+            looking = asyncio.create_task(here.history(outcome="exited"))
+            (wire,) = await here.asked("getJob")
+            tell(wire, ENDED)
+            assert [row["exec_id"] for row in await looking] == [EXEC_ID]
+            assert here.peers.accepted == 2
+
+    asyncio.run(main())
+
+
 def test_a_detached_command_needs_nobody_to_send_it_input(tmp_path: Path) -> None:
     async def main() -> None:
         async with machine(tmp_path) as here:
