@@ -161,14 +161,7 @@ class Execution:
         if peer_id != self._node.peer_id:
             self._history.put_soon(history.ASKED, peer_id, job)
             self._history.trim(self._config().history_limit)
-        log(
-            Event.COMMAND_ANSWERED,
-            f"{job.exec_id} asked of {peer_id} ended: {result.outcome}, exit status {result.exit_status}",
-            **describe(job, peer_id),
-            outcome=result.outcome,
-            exit_status=result.exit_status,
-            duration_usec=result.duration_usec,
-        )
+        log_answered(peer_id, job, result)
 
     async def remote(
         self, peer_id: str, exec_id: str, session: Session, patient: bool = False, patience: float | None = None
@@ -241,3 +234,15 @@ def answer_of(job: Job) -> Answer:
     """The answer of a command that was run."""
     assert job.result is not None
     return Answer(error=job.result.error, status=job.result.exit_status, record=record(job))
+
+
+def log_answered(peer_id: str, job: Job, result: ExecResult) -> None:
+    """Record how a command ended that was asked of a peer from here."""
+    log(
+        Event.COMMAND_ANSWERED,
+        f"{job.exec_id} asked of {peer_id} ended: {result.outcome}, exit status {result.exit_status}",
+        **describe(job, peer_id),
+        outcome=result.outcome,
+        exit_status=result.exit_status,
+        duration_usec=result.duration_usec,
+    )

@@ -15,7 +15,7 @@ from peerd.answer import Answer, Record
 from peerd.config import Config
 from peerd.connection import Connection
 from peerd.errors import EXIT_CANCELLED, Code, PeerdError
-from peerd.execution import Execution, tell_left_behind
+from peerd.execution import Execution, log_answered, tell_left_behind
 from peerd.executor import Executor
 from peerd.history import Entry, History
 from peerd.job import Job
@@ -192,6 +192,9 @@ class Jobs:
         entry = self._history.get(history.ASKED, exec_id)
         if result and entry and entry.peer == peer and entry.job.result is None:
             self._history.put(history.ASKED, peer, replace(entry.job, result=result))
+            # Of any other its caller hears, and so it is recorded then.
+            if entry.job.detached:
+                log_answered(peer, entry.job, result)
 
     def _note_access(self, session: Session, command: str, job: str, where: str) -> None:
         """Record that a local caller deals with a job of another's, or of one that nobody here is known to own.

@@ -446,7 +446,7 @@ def test_a_detached_command_that_cannot_start_says_so_at_once(tmp_path: Path, wh
     asyncio.run(main())
 
 
-def test_a_detached_command_on_a_peer_is_remembered_until_its_end_is_known(tmp_path: Path) -> None:
+def test_a_detached_command_on_a_peer_is_remembered_until_its_end_is_known(tmp_path: Path, records: Journal) -> None:
     async def main() -> None:
         async with machine(tmp_path) as here:
             starting = here.call("execOnPeer", peer="laptop", directory="/", shell_cmd="make", detach=True)
@@ -462,6 +462,13 @@ def test_a_detached_command_on_a_peer_is_remembered_until_its_end_is_known(tmp_p
             assert (entry["side"], entry["outcome"], entry["exit_status"]) == ("asked", "exited", 3)
             # Now it is known, and nobody is asked.
             assert await here.history() == [entry]
+            getting = here.call("getJob", job=asked.exec_id)
+            await wire.expect("getJob")
+            tell(wire, replace(ENDED, exec_id=asked.exec_id))
+            await getting
+            (record,) = records.of(Event.COMMAND_ANSWERED)
+            fields = [record.text(name) for name in ("exec_id", "outcome", "exit_status", "caller")]
+            assert fields == [asked.exec_id, "exited", "3", "ann@vps"]
 
     asyncio.run(main())
 
