@@ -49,9 +49,10 @@ def reply(command: Command, answer: Answer, sink: Collected) -> list[Any]:
     :raises PeerdError: where it failed, or there is more output than a reply takes
     """
     if command.record or command.output:
-        if answer.error and answer.error.kind.outcome in _NOT_RUN:
+        expected = answer.error.kind.outcome if answer.error else Outcome.EXITED
+        outcome = str((answer.record or {}).get("outcome", expected))
+        if answer.error and outcome in _NOT_RUN:
             raise answer.error
-        outcome = str((answer.record or {}).get("outcome", Outcome.EXITED))
         if sink.too_much:
             reason = f"more than {busapi.MAX_COLLECTED} bytes; it ended as {outcome}, exit status {answer.status}"
             raise PeerdError(Code.TOO_MUCH_OUTPUT, reason=reason)

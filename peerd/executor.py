@@ -357,10 +357,10 @@ class Executor:
         job = self.job(exec_id)
         if job.result is None:
             raise PeerdError(Code.OUTPUT_GONE, exec_id=exec_id)
-        await session.sink.started()
         spools = self._storage.open(exec_id) if job.detached else None
         if spools is None and job.result.outcome is not Outcome.LOST and job.result.sizes != offsets:
             raise PeerdError(Code.OUTPUT_GONE, exec_id=exec_id)
+        await session.sink.started()
         if spools:
             output = Output(exec_id, {}, spools, Window())
             output.end()

@@ -14,7 +14,7 @@ from peerd import guard, history, remote, validate
 from peerd.answer import Answer, Record
 from peerd.config import Config
 from peerd.connection import Connection
-from peerd.errors import EXIT_CANCELLED, Code, PeerdError
+from peerd.errors import EXIT_CANCELLED, Code, Outcome, PeerdError
 from peerd.execution import Execution, log_answered, tell_left_behind
 from peerd.executor import Executor
 from peerd.history import Entry, History
@@ -107,6 +107,8 @@ class Jobs:
         try:
             result = await self.hear(where, job, session, offsets, session.resume is not None)
         except PeerdError as error:
+            if error.code is Code.OUTPUT_GONE:
+                return _without_output(known, error)
             if error.code is not Code.LOST:
                 raise
             # What is detached does not end with the connection.
@@ -334,6 +336,15 @@ async def answer(executor: Executor, type_: str, exec_id: str) -> Job:
     if type_ == "cancelJob":
         return await executor.cancel(exec_id)
     return executor.job(exec_id)
+
+
+def _without_output(job: Job, error: PeerdError) -> Answer:
+    """The answer where only the output of a job is gone: what else is known of it is told."""
+    status = error.kind.exit_status
+    failed = ExecResult(Outcome.FAILED, status, error=error)
+    if job.result:
+        failed = replace(job.result, outcome=failed.outcome, exit_status=status, signal=None, error=error)
+    return Answer(error=error, status=status, record=record(replace(job, result=failed)))
 
 
 async def _receive(link: Connection) -> list[Job]:

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from peerd import history, jobs, network, scopes, turns, validate
+from peerd import busvalues, history, jobs, network, scopes, turns, validate
 from peerd.answer import Answer, Record, whole
 from peerd.apphost import AppHost
 from peerd.backoff import Backoff
 from peerd.busapi import MAX_DATA
+from peerd.commands import BY_NAME
 from peerd.errors import Code, Outcome, PeerdError
 from peerd.executor import Executor
 from peerd.history import History
@@ -658,7 +659,14 @@ def test_output_that_is_not_kept_any_more_is_gone(tmp_path: Path) -> None:
             await here.executor.wait(EXEC_ID)
             for path in (tmp_path / "jobs").iterdir():
                 path.unlink()
-            assert await refused(here.call("attachJob", job=EXEC_ID)) is Code.OUTPUT_GONE
+            answer = await here.call("attachJob", job=EXEC_ID)
+            assert str(answer.error) == f"Output is not kept any more: {EXEC_ID}"
+            assert answer.record is not None
+            told = [answer.record[name] for name in ("exec_id", "peer", "command", "outcome", "exit_status")]
+            assert told == [EXEC_ID, "vps", "echo all", "failed", answer.status] == [*told[:4], 255]
+            assert not here.heard.begun.is_set()
+            with pytest.raises(PeerdError, match="not kept any more"):
+                busvalues.reply(BY_NAME["attachJob"], answer, busvalues.Collected())
             # How it ended is known all the same.
             assert (await here.call("waitJob", job=EXEC_ID)).status == 0
 
