@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 from peerd import guard, history, remote, validate
-from peerd.answer import Answer, Record
+from peerd.answer import Answer
 from peerd.config import Config
 from peerd.connection import Connection
 from peerd.errors import EXIT_CANCELLED, Code, Outcome, PeerdError
 from peerd.execution import Execution, log_answered, tell_left_behind
 from peerd.executor import Executor
-from peerd.history import Entry, History
+from peerd.history import History
 from peerd.job import Job
-from peerd.memory import heap
 from peerd.messages import STREAMS, ExecResult, Offsets, take
 from peerd.node import Node
 from peerd.peers import Peer
@@ -31,15 +29,12 @@ MAX_JOBS = 2000
 """How many jobs one machine tells of."""
 _PER_FRAME = 15
 _AT_ONCE = 32
-_ASKED_AFTER = 200
-"""How many commands of unknown end are looked at for such of peers that can be asked."""
 _NAMED = 5
 _RETRY_DELAY = 1.0
 _COMING_BACK = (Code.NOT_CONNECTED, Code.CONNECT_FAILED, Code.NO_SUCH_JOB)
 """What is so for a moment after a restart."""
 _NOT_THERE = (Code.NO_SUCH_JOB, Code.UNKNOWN_MESSAGE)
 """What a peer answers that does not have a job; the latter one that is too old to have any."""
-_USEC = 1_000_000
 _LIMIT = 100
 
 
@@ -54,7 +49,6 @@ class Jobs:
         self._history = past
         self._execution = execution
         self._config = config
-        self._telling = asyncio.Lock()
 
     def known(self) -> set[str]:
         """The ids of the jobs that run here or whose output is kept, and of those that were left running from here."""
@@ -68,7 +62,7 @@ class Jobs:
             jobs += self._executor.jobs(MAX_JOBS)
         answers: Sequence[list[Job] | PeerdError] = ()
         if peer is None:
-            answers = await _each(self._others, self._list)
+            answers = await _each(self.others, self._list)
         elif peer != self._node.peer_id:
             answers = [await self._list(await self._node.resolve(peer))]
         for answer in answers:
@@ -139,57 +133,15 @@ class Jobs:
             return await self._executor.attend(job, session, offsets)
         other = await self._execution.remote(peer, job, session, begun, patience)
         result = await unless_cancelled(session, other.attach(offsets, begun))
-        self._learn(peer, job, result)
+        self.learn(peer, job, result)
         return result
 
-    async def do_history(
-        self,
-        session: Session,
-        peer: str | None = None,
-        outcome: str | None = None,
-        since: float = 0.0,
-        limit: int = _LIMIT,
-    ) -> Answer:
-        """What ran here and what was asked from here."""
-        await self._refresh()
-        most = min(limit, self._config().history_limit)
-        return Answer(rows=self._tell(session, self._history.portions(None, peer, outcome, round(since * _USEC), most)))
-
-    async def _tell(self, session: Session, portions: Iterator[list[Entry]]) -> AsyncGenerator[list[Record], None]:
-        while not (session.cancel.is_set() or session.gone.is_set()):
-            # However many ask, what there is to do for one must not hold up all else for longer.
-            async with self._telling:
-                entries = next(portions, None)
-                rows = [{"side": entry.side, **record(entry.job)} for entry in entries or ()]
-                await asyncio.sleep(0)
-            if entries is None:
-                return
-            heap.used()
-            yield rows
-
-    async def _refresh(self) -> None:
-        """Ask after commands of whose end nothing is known here: detached, or cut off from their callers."""
-
-        async def ask(entry: Entry) -> None:
-            with contextlib.suppress(PeerdError):
-                job = await self.request("getJob", entry.job.exec_id, entry.peer)
-                self._learn(entry.peer, job.exec_id, job.result)
-
-        online = {peer.peer_id for peer in self._others}
-        entries = [
-            entry for entry in self._history.find(history.ASKED, outcome="", limit=_ASKED_AFTER) if entry.peer in online
-        ]
-        # Whoever does not answer by then is asked again the next time.
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._config().connect_timeout):
-                await asyncio.gather(*(ask(entry) for entry in entries[:_AT_ONCE]))
-
     @property
-    def _others(self) -> list[Peer]:
+    def others(self) -> list[Peer]:
         """The other peers that are online."""
         return [peer for peer in self._node.book.all() if peer.is_online and peer.peer_id != self._node.peer_id]
 
-    def _learn(self, peer: str, exec_id: str, result: ExecResult | None) -> None:
+    def learn(self, peer: str, exec_id: str, result: ExecResult | None) -> None:
         """Complete what the history says of a job that was asked of this peer from here."""
         entry = self._history.get(history.ASKED, exec_id)
         if result and entry and entry.peer == peer and entry.job.result is None:
@@ -234,7 +186,7 @@ class Jobs:
         # A leader that was restarted just now is back before its workers have heard of it.
         leader = self._node.link and self._node.book.by_address(self._node.link.address)
         away = [leader] if leader and not leader.is_online else []
-        others = self._others
+        others = self.others
         answers = await _each([*others, *away], ask)
         found = [answer for answer in answers if isinstance(answer, str)]
         if not found:
@@ -262,7 +214,7 @@ class Jobs:
             state = "Whether it was stopped" if type_ == "cancelJob" else "It goes on"
             raise PeerdError(Code.NOT_WAITED, exec_id=job, reason=state)
         where, told = answer
-        self._learn(where, job, told.result)
+        self.learn(where, job, told.result)
         return where, told
 
     async def _reach(self, session: Session, job: str, peer: str | None, type_: str) -> tuple[str, Job]:

@@ -20,6 +20,7 @@ from peerd.jobs import Jobs
 from peerd.logs import Logs
 from peerd.membership import Membership
 from peerd.node import Node
+from peerd.recall import Recall
 from peerd.registry import Registry
 from peerd.session import Session, unless
 from peerd.trust import Trust
@@ -52,6 +53,7 @@ class Service:
             self,
             execution,
             jobs,
+            Recall(jobs, past, config),
             Deploy(node, execution, jobs),
             Apps(node, apps, config),
             Membership(node, executor, registry, config),

@@ -15,6 +15,7 @@ from peerd.execution import Execution
 from peerd.jobs import Jobs
 from peerd.logs import Logs
 from peerd.membership import Membership
+from peerd.recall import Recall
 from peerd.service import Service
 from peerd.trust import Trust
 
@@ -25,7 +26,7 @@ SEED = (
 SERVED = [command for command in COMMANDS if command.name != "help"]
 METHODS = {
     name: method
-    for part in (Service, Execution, Jobs, Apps, Deploy, Logs, Membership, Trust)
+    for part in (Service, Execution, Jobs, Recall, Apps, Deploy, Logs, Membership, Trust)
     for name, method in vars(part).items()
     if name.startswith("do_")
 }
