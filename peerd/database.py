@@ -83,6 +83,7 @@ class Database:
         self._changed = False
         self._trouble = ""
         self._served_from_memory = False
+        self._file: os.stat_result | None = None
         self._tried = 0.0
         self._backed_up = 0.0
 
@@ -107,6 +108,7 @@ class Database:
                 self._fail(error)
             else:
                 self._served_from_memory = False
+                self._file = self._path.stat()
                 self._changed = self._precious and not self._backups[0].exists()
         except (OSError, sqlite3.Error, peewee.DatabaseError) as error:
             self._close()
@@ -122,6 +124,8 @@ class Database:
         outermost = self.peewee.transaction_depth() == 0
         if outermost and self._served_from_memory and time.monotonic() - self._tried >= _RETRY:
             self._try_again()
+        if outermost and (lost := self._lost()):
+            raise self._fail(lost)
         try:
             with self.peewee.atomic():
                 yield
@@ -136,6 +140,9 @@ class Database:
         """Make a backup where there is something new: beside the file, and so that there is always a whole one."""
         old = time.monotonic() - self._backed_up >= _APART
         if self._path is None or self._served_from_memory or not (self._changed or (self._precious and old)):
+            return
+        if lost := self._lost():
+            self._fail(lost)
             return
         new = _beside(self._path, ".backup-new")
         try:
@@ -271,6 +278,18 @@ class Database:
                 break
         self.peewee.pragma("query_only", 1)
         self._served_from_memory = True
+
+    def _lost(self) -> OSError | None:
+        """Why what would be written would be gone with the next restart: SQLite goes on with a file that has no name.
+
+        Only what must not be lost is worth a look at each change.
+        """
+        if self._path is None or self._file is None or self._served_from_memory or not self._precious:
+            return None
+        with contextlib.suppress(OSError):
+            if os.path.samestat(self._file, self._path.stat()):
+                return None
+        return OSError("it was removed or replaced while in use; restart peerd")
 
     def _fail(self, error: Exception) -> PeerdError:
         """The error for whoever wanted to store something; recorded when it is another than the last time."""

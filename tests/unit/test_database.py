@@ -289,6 +289,27 @@ def test_what_cannot_be_stored_is_refused_and_changes_nothing(path: Path, record
     assert not any("aside" in name for name in beside(path))
 
 
+@pytest.mark.parametrize("replaced", [False, True], ids=["removed", "replaced"])
+def test_what_would_go_to_a_file_without_a_name_is_refused(
+    path: Path, tmp_path: Path, records: Journal, replaced: bool
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    with opened(path) as registry:
+        registry.set_identity(WORKER)
+        path.rename(elsewhere)
+        if replaced:
+            path.write_bytes(elsewhere.read_bytes())
+        assert "removed or replaced" in refusal(lambda: registry.set_identity(LEADER))
+        assert registry.identity() == WORKER
+        registry.back_up()
+        assert len(lines(records, Event.STATE_UNWRITABLE)) == 1
+        elsewhere.rename(path)
+        registry.set_identity(LEADER)
+        assert len(lines(records, Event.STATE_WRITABLE)) == 1
+    with opened(path) as registry:
+        assert registry.identity() == LEADER
+
+
 def test_a_change_of_many_parts_is_whole_or_not_there(path: Path) -> None:
     with opened(path) as registry:
 
