@@ -58,18 +58,20 @@ class Jobs:
     async def do_list_jobs(self, session: Session, peer: str | None = None) -> Answer:
         """What runs on the peers, and the detached jobs whose output is kept."""
         jobs: list[Job] = []
+        answers: list[list[Job] | PeerdError] = []
         if peer in (None, self._node.peer_id):
-            jobs += self._executor.jobs(MAX_JOBS)
-        answers: Sequence[list[Job] | PeerdError] = ()
+            answers.append(list(self._executor.jobs(MAX_JOBS)))
         if peer is None:
-            answers = await _each(self.others, self._list)
+            answers += await _each(self.others, self._list)
         elif peer != self._node.peer_id:
-            answers = [await self._list(await self._node.resolve(peer))]
+            answers.append(await self._list(await self._node.resolve(peer)))
         for answer in answers:
             if isinstance(answer, PeerdError):
                 session.say(answer.sentence)
-            else:
-                jobs += answer
+                continue
+            jobs += answer
+            if len(answer) >= MAX_JOBS:
+                session.say(f"Of {answer[0].peer} no more than the newest {MAX_JOBS} jobs are listed")
         return Answer([record(job) for job in sorted(jobs, key=lambda job: job.started_usec)])
 
     async def do_get_job(self, session: Session, job: str, peer: str | None = None) -> Answer:

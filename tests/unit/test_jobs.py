@@ -975,6 +975,26 @@ def test_a_list_that_is_none_is_said_to_be_so(tmp_path: Path, frames: list[tuple
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_that_jobs_may_be_left_out_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr(jobs, "MAX_JOBS", 2)
+
+    async def main() -> None:
+        async with machine(tmp_path) as here:
+            for number in range(count):
+                await here.runs("echo all", f"{number:016x}", detach=True)
+                await here.executor.wait(f"{number:016x}")
+            listing = here.call("listJobs")
+            wire = await here.peers.links.get()
+            await wire.expect("listJobs")
+            await jobs.tell(wire.link, [replace(ENDED, exec_id=f"{7 + number:016x}") for number in range(count)])
+            assert len((await listing).data) == 2 * count
+            said = [f"Of {peer} no more than the newest 2 jobs are listed" for peer in ("vps", "laptop")]
+            assert here.said == (said if count == 2 else [])
+
+    asyncio.run(main())
+
+
 def test_only_the_jobs_of_the_peer_that_is_named_are_listed(tmp_path: Path) -> None:
     async def main() -> None:
         async with machine(tmp_path, DESKTOP, LAPTOP) as here:

@@ -440,6 +440,7 @@ def test_outcomes_stand_in_the_order_of_the_table() -> None:
         (WIRE, f"the last {executor._REMEMBERED} ids"),
         (WIRE, f"a window of {messages.WINDOW} bytes"),
         (WIRE, f"at most {jobs.MAX_JOBS}"),
+        (D, f"no more than the newest {jobs.MAX_JOBS} are listed"),
         (WIRE, f"null or a list of at most {app.MAX_APPS} objects"),
         (WIRE, f"is a list of at most {app._MAX_NOTES} sentences"),
         (WIRE, f"at most {validate.MAX_UNIT} bytes each"),
