@@ -430,6 +430,7 @@ def test_outcomes_stand_in_the_order_of_the_table() -> None:
         (WIRE, f"at most {validate.MAX_PATH} bytes"),
         (WIRE, f"at most {validate.MAX_COMMAND} bytes"),
         (D, f"at most {validate.MAX_COMMAND} bytes"),
+        (D, f"for at most {validate.MAX_VARIABLES} of them"),
         (D, f"may have {client._LONGEST} bytes as JSON"),
         (D, f"end after {job.MAX_SHOWN_COMMAND} characters"),
         (WIRE, f"0 to {validate.MAX_LINES}"),
