@@ -26,6 +26,8 @@ _KEYS_APART = 0.05
 """Seconds that are at least between two questions to wg(8)."""
 _CLAIMS_AT_ONCE = 10
 """Refused registrations of one address that are stored when they come; those after them wait for the next flush."""
+_AT_ONCE, _APART = 10, 2.0
+"""Registrations of one address that are heard as they come; from then on one is in so many seconds, the rest waits."""
 
 
 class Hub:
@@ -53,6 +55,7 @@ class Hub:
         self._unstored: set[str] = set()
         self._unstored_claims: set[str] = set()
         self._claims_stored: Counter[str] = Counter()
+        self._turns: dict[str, float] = {}
         self._closed = False
         self._me = ""
         self._keys: tuple[float, KeyTable] = (-math.inf, KeyTable(""))
@@ -95,6 +98,7 @@ class Hub:
         :raises PeerdError: why it is no peer; PENDING where it may become one
         :raises ConnectionError: where this machine is not the leader any more that it was when asked
         """
+        await self._wait_turn(address)
         key = await self._key(address)
         if self._closed:
             raise ConnectionError("the registry was closed")
@@ -246,6 +250,8 @@ class Hub:
                         self._registry.store_claim(claim)
             self._unstored_claims.clear()
         self._claims_stored.clear()
+        now = time.monotonic()
+        self._turns = {address: turn for address, turn in self._turns.items() if turn > now}
 
     def _listed(self, peer_ids: Iterable[str]) -> list[Peer]:
         return [peer for peer_id in peer_ids if (peer := self.book.by_id(peer_id))]
@@ -255,6 +261,13 @@ class Hub:
         self._closed = True
         self.flush()
         self._news.close_all()
+
+    async def _wait_turn(self, address: str) -> None:
+        """Each registration is on record, stored and told to everybody: one address must not have too many of them."""
+        now = time.monotonic()
+        turn = self._turns[address] = max(now, self._turns.get(address, now)) + _APART
+        if (early := turn - now - _AT_ONCE * _APART) > 0:
+            await asyncio.sleep(early)
 
     async def _key(self, address: str) -> str:
         """The WireGuard key behind an address, by an answer no older than the question; "" where it is not known.

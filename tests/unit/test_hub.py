@@ -33,6 +33,8 @@ class Clock:
     def time(self) -> float:
         return self.now
 
+    monotonic = time
+
 
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
@@ -44,6 +46,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
     monkeypatch.setattr(network, "public_keys", public_keys)
     monkeypatch.setattr(hub_module, "_KEYS_APART", 0.0)
+    monkeypatch.setattr(hub_module, "_AT_ONCE", 1_000_000)
     clock = Clock()
     monkeypatch.setattr(hub_module, "time", clock)
     return clock
@@ -609,5 +612,35 @@ def test_registrations_at_once_share_an_answer_that_is_not_older_than_they_are(
             peers = await asyncio.gather(one, *others)
             assert {peer.public_key for peer in peers[1:]} == {"new"}
             assert len(asked) == 2
+
+    asyncio.run(main())
+
+
+def test_an_address_that_registers_all_the_time_has_a_turn_now_and_then(
+    registry: Registry, records: Journal, monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    monkeypatch.setattr(hub_module, "_AT_ONCE", 3)
+    monkeypatch.setattr(hub_module, "_APART", 0.01)
+
+    async def main() -> None:
+        hub = hub_of(registry)
+        async with linked() as (_, leader), linked() as (_, other):
+            waits: list[float] = []
+            sleep = asyncio.sleep
+
+            async def note(delay: float) -> None:
+                waits.append(round(delay, 3))
+                await sleep(0)
+
+            monkeypatch.setattr(asyncio, "sleep", note)
+            for _ in range(5):
+                await hub.register(leader, "10.0.0.4", registration("laptop"))
+            assert [wait for wait in waits if wait > 0] == [0.01, 0.02]
+            await hub.register(other, "10.0.0.2", registration("desktop"))
+            assert [wait for wait in waits if wait > 0] == [0.01, 0.02]
+            # All of it is forgotten in time.
+            clock.now += 1
+            hub.flush()
+            assert hub._turns == {}
 
     asyncio.run(main())
