@@ -10,7 +10,7 @@ import struct
 from collections.abc import Awaitable, Callable, Mapping
 from typing import cast
 
-from peerd import memory, messages, network, protocol
+from peerd import __version__, memory, messages, network, protocol
 from peerd.errors import Code, PeerdError
 from peerd.messages import Hello
 from peerd.protocol import Decoder, Frame
@@ -293,7 +293,7 @@ class Connection(asyncio.BufferedProtocol):
         await self._over.wait()
 
 
-async def connect(address: str, port: int, interface: str, timeout: float, version: str) -> Connection:
+async def connect(address: str, port: int, interface: str, timeout: float) -> Connection:
     """A connection to another peer, greeted.
 
     :param interface: the one through which it goes, whatever the routes are
@@ -307,7 +307,7 @@ async def connect(address: str, port: int, interface: str, timeout: float, versi
             dialled = await network.dial(address, port, interface)
             network.tune(dialled)
             _, connection = await asyncio.get_running_loop().create_connection(Connection, sock=dialled)
-            connection.post("hello", messages.hello(version, network.boot_id()))
+            connection.post("hello", messages.hello(__version__, network.boot_id()))
             connection.hello = messages.check_hello((await connection.expect("hello")).fields)
     except BaseException:
         if connection:

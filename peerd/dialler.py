@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from weakref import WeakSet
 
-from peerd import __version__, connection, network
+from peerd import connection, network
 from peerd.config import Config
 from peerd.connection import Connection
 
@@ -27,7 +27,7 @@ class Dialler:
         :raises PeerdError: when it refuses to talk
         """
         config = self._config()
-        link = await connection.connect(address, config.port, config.vpn_interface, config.connect_timeout, __version__)
+        link = await connection.connect(address, config.port, config.vpn_interface, config.connect_timeout)
         self._made.add(link)
         return link
 

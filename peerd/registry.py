@@ -182,10 +182,14 @@ class Registry:
             rows = connection.execute(_ROWS).fetchall()
             connection.executemany(_SEEN, [(seen[peer_id], rowid) for rowid, peer_id in rows if peer_id in seen])
 
-    def forget(self, peer_ids: Iterable[str]) -> int:
-        """Delete these peers; the number of rows that went."""
+    def forget(self, peer_ids: Iterable[str]) -> None:
+        """Delete these peers.
+
+        :raises PeerdError: NOT_STORED
+        """
         with self._store.writing():
-            return sum(self._peers.delete().where(self._peers.peer_id == peer_id).execute() for peer_id in peer_ids)
+            for peer_id in peer_ids:
+                self._peers.delete().where(self._peers.peer_id == peer_id).execute()
 
     def claims(self) -> list[Peer]:
         """The stored registrations that made no peer."""

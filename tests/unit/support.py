@@ -236,7 +236,7 @@ class FakePeers:
 
     async def connect(self, address: str) -> Connection:
         """A connection to one of them, as a pool and a link to a leader are given."""
-        return await connection.connect(address, self.port, "lo", 5, "test")
+        return await connection.connect(address, self.port, "lo", 5)
 
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator[FakePeers]:

@@ -218,7 +218,7 @@ def test_whatever_ends_a_connection_is_a_lost_connection_to_who_sends(number: in
 def test_connecting_greets() -> None:
     async def main() -> None:
         async with FakePeers().serving() as peers:
-            link = await connection.connect(LOCALHOST, peers.port, "lo", 5, "0.1.0")
+            link = await connection.connect(LOCALHOST, peers.port, "lo", 5)
             await peers.links.get()
             assert link.usable
             await link.send("ping")
@@ -233,7 +233,7 @@ def test_connecting_to_nobody_is_refused() -> None:
         with socket.create_server((LOCALHOST, 0)) as free:
             port = free.getsockname()[1]
         with pytest.raises(ConnectionRefusedError):
-            await connection.connect(LOCALHOST, port, "lo", 5, "0.1.0")
+            await connection.connect(LOCALHOST, port, "lo", 5)
 
     asyncio.run(main())
 
@@ -242,7 +242,7 @@ def test_connecting_through_an_interface_that_is_not_there_is_refused_though_som
     async def main() -> None:
         async with FakePeers().serving() as peers:
             with pytest.raises(OSError, match="there is no interface no-such") as caught:
-                await connection.connect(LOCALHOST, peers.port, "no-such", 5, "0.1.0")
+                await connection.connect(LOCALHOST, peers.port, "no-such", 5)
             assert connection.why(caught.value) == "there is no interface no-such"
             assert peers.accepted == 0
 
@@ -273,7 +273,7 @@ def test_a_greeting_that_fails_closes_the_connection(answer: str) -> None:
         expected: dict[str, type[Exception]] = {"nothing": ConnectionError, "silence": TimeoutError}
         async with tcp_server(accept) as port:
             with pytest.raises(expected.get(answer, PeerdError)):
-                await connection.connect(LOCALHOST, port, "lo", 0.05 if answer == "silence" else 5, "0.1.0")
+                await connection.connect(LOCALHOST, port, "lo", 0.05 if answer == "silence" else 5)
             await over.wait()
 
     asyncio.run(main())
