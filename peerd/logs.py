@@ -182,6 +182,9 @@ class Logs:
             except PeerdError as error:
                 if error.code not in _COMING_BACK or not (query.follow and query.after):
                     raise
+                if refusal := self._node.refusal:
+                    # Nor does the peer hear of it any more.
+                    raise refusal from None
             pause = backoff.take()
             if backoff.taken == _QUIET_ATTEMPTS:
                 say(f"Connection to {peer_id} lost, waiting for it")

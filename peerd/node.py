@@ -128,6 +128,12 @@ class Node:
         """The peer with this address, as :meth:`resolve` finds it."""
         return await self._look_up(self.book.by_address(address), "address", address)
 
+    @property
+    def refusal(self) -> PeerdError | None:
+        """Why the leader does not take this machine for a peer, or None."""
+        error = self.link.error if self.link else None
+        return error if error and error.kind.outcome is Outcome.DENIED and error.code is not Code.BUSY else None
+
     async def departure(self, peer: Peer) -> None:
         """Wait until the id of a peer has come to be at another address or, where it was known here, nowhere."""
         known = False

@@ -324,6 +324,7 @@ class FakeNode:
     def __init__(self, connect: Connect) -> None:
         self.pool = Pool(connect, lambda: 5.0)
         self.errors: list[PeerdError] = []
+        self.refusal: PeerdError | None = None
 
     async def resolve(self, peer_id: str) -> Peer:
         """As :class:`peerd.node.Node` has it."""
@@ -456,5 +457,16 @@ def test_records_without_a_place_to_go_on_from_end_with_their_peer(told: dict[st
             with pytest.raises(PeerdError) as caught:
                 await batch
             assert caught.value.code is Code.CONNECT_FAILED
+
+    asyncio.run(main())
+
+
+def test_who_was_put_out_waits_for_nobody() -> None:
+    async def main() -> None:
+        node: Any = FakeNode(refuse)
+        node.refusal = PeerdError(Code.REJECTED, peer="here", address="10.0.0.4")
+        with pytest.raises(PeerdError) as caught:
+            await anext(logs.Logs(node)._of_peer("laptop", Query(follow=True, after="s=1f"), (), print))
+        assert caught.value is node.refusal
 
     asyncio.run(main())
