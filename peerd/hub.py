@@ -96,12 +96,12 @@ class Hub:
         :param address: where the link comes from
         :param digest: that of the copy of the registry which it has, None where it keeps none
         :raises PeerdError: why it is no peer; PENDING where it may become one
-        :raises ConnectionError: where this machine is not the leader any more that it was when asked
+        :raises ConnectionError: where meanwhile the worker has gone, or this machine is the leader no more
         """
         await self._wait_turn(address)
         key = await self._key(address)
-        if self._closed:
-            raise ConnectionError("the registry was closed")
+        if self._closed or not link.usable:
+            raise ConnectionError("nobody is there any more to be told")
         now = time.time()
         try:
             admitted = self._claims.admit(self.book, claim, address, key, now, self._config().registration)

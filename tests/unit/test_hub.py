@@ -356,6 +356,18 @@ def test_who_waits_while_the_leader_becomes_something_else_is_not_stored(
     asyncio.run(main())
 
 
+def test_who_has_gone_before_its_turn_is_not_registered(registry: Registry, records: Journal) -> None:
+    async def main() -> None:
+        hub = hub_of(registry)
+        async with linked() as (_, leader):
+            leader.abort()
+            with pytest.raises(ConnectionError):
+                await hub.register(leader, "10.0.0.4", registration("laptop"))
+        assert (hub.workers, registry.peers(), records.of(Event.PEER_REGISTERED)) == (0, [], [])
+
+    asyncio.run(main())
+
+
 def test_an_approved_conflict_takes_the_place_of_the_peer(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         hub = hub_of(registry)
