@@ -163,7 +163,8 @@ class PeerBook:
 
     def explain(self, error: PeerdError, wanted: str) -> PeerdError:
         """The error of another machine that was asked for a peer, as it would be said here."""
-        return self.missing(wanted) if error.code is Code.PEER_NOT_FOUND else error
+        known = error.code is not Code.PEER_NOT_FOUND or error.details.get("suggestion")
+        return error if known else self.missing(wanted)
 
     def put(self, peer: Peer) -> None:
         """Add or replace; whatever held the same id or the same address goes."""

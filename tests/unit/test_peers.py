@@ -215,3 +215,13 @@ def test_what_is_close_is_looked_for_among_the_likely_ones_alone(monkeypatch: py
     many = [Peer(f"worker-{number:05}-of-the-fleet", f"10.1.{number // 250}.{number % 250}") for number in range(1000)]
     assert PeerBook([*many, Peer("laptop", "10.0.0.4")]).missing("lpatop").hints[0] == "Did you mean laptop?"
     assert looked_at == [errors._MOST_LIKELY]
+
+
+def test_what_another_machine_suggests_stands() -> None:
+    here = book()
+    told = PeerdError(Code.PEER_NOT_FOUND, peer="laptop", suggestion="laptop registers from 10.0.0.9.")
+    assert here.explain(told, "laptop") is told
+    plain = PeerdError(Code.PEER_NOT_FOUND, peer="lapto", suggestion="")
+    assert here.explain(plain, "lapto").hints[0] == "Did you mean laptop?"
+    other = PeerdError(Code.NOT_CONNECTED, address="10.0.0.1")
+    assert here.explain(other, "lapto") is other
