@@ -111,8 +111,8 @@ class _Call:
         self._arguments = arguments
         self.completes = arguments[:1] == ["--complete"]
         self._buffer = bytearray()
-        # Whether this connection has the whole request; whether the user took it back.
-        self._asked = self._cancelled = False
+        # Whether this connection has the whole request; how often the user took it back.
+        self._asked, self._cancelled = False, 0
         self._accepted = False
         # How far a log is followed. The command that runs: its id, which of ours it is, how much of its output is here.
         self._cursor = self._exec_id = ""
@@ -141,12 +141,11 @@ class _Call:
         return self.broken <= _ATTEMPTS and (safe or bool(self._exec_id))
 
     def leave(self) -> int:
-        """End without the word that the user does not wait for any more; the exit status."""
-        # Nor is a reader that pauses waited for.
+        """End without the word that the user, or a reader that pauses, is not waited for any more; the exit status."""
         signal.signal(signal.SIGALRM, self._cancel)
         signal.alarm(1)
-        sentence = f"Stopped waiting for {self._exec_id or 'peerd'}"
-        return self.fail(sentence, code="not-waited", status=EXIT_CANCELLED, fated=True)
+        who = self._exec_id or "peerd"
+        return self.fail(f"Stopped waiting for {who}", code="not-waited", status=EXIT_CANCELLED, fated=True)
 
     def fail(self, *lines: str, code: str = "lost", status: int = EXIT_FAILURE, fated: bool = False) -> int:
         """Say why there is no result, also in the record where one was to be printed; the exit status.
@@ -268,6 +267,7 @@ class _Call:
                 self._write("stdout", self._printer.result(frame["record"]).encode())
             return int(frame["status"])
         elif kind == "error":
+            self._all_said = False
             return self.fail(frame["message"], code=frame["code"])
         return None
 
@@ -334,13 +334,13 @@ class _Call:
             send(self.connection, {"type": "ack", "execId": self._exec_id, **self._offsets}, b"", _CANCELLING)
 
     def _cancel(self, _number: int, _frame: object) -> None:
-        if self._cancelled and self._all_said:
+        self._cancelled += 1
+        if self._cancelled > 1 and self._all_said:
             posix._exit(EXIT_CANCELLED)
-        if self._cancelled:
+        if self._cancelled == 2:
             raise _Left
-        self._cancelled = True
         # Else it follows the request, of which half may be under way.
-        if self._asked:
+        if self._cancelled == 1 and self._asked:
             self._take_back()
 
     def _take_back(self) -> None:

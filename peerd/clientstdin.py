@@ -33,7 +33,8 @@ class Stdin:
 
         :param version: that of the protocol, which says how much the daemon may still have to ask for again
         """
-        window = _WINDOWS[max(min(_WINDOWS), version)]
+        # A d that was started before an upgrade gives the bytes themselves.
+        window = _WINDOWS.get(max(min(_WINDOWS), version), version)
         self._until = frame["until"]
         if "from" in frame:
             self._next, self._end_sent = frame["from"], False
@@ -54,7 +55,7 @@ class Stdin:
         """Whether there is more to read before anything can be sent."""
         return self._next == self._end and not self._ended
 
-    def _read(self) -> None:
+    def read(self) -> None:
         data = posix.read(0, self.room)
         if self._held and len(self._held[-1]) + len(data) <= _SMALL:
             self._held[-1] += data
@@ -69,7 +70,7 @@ class Stdin:
         :raises OSError: where it cannot be read
         """
         if self.lacking:
-            self._read()
+            self.read()
         start, data = self._end, b""
         for held in reversed(self._held):
             start -= len(held)

@@ -21,6 +21,7 @@ import pytest
 
 from peerd import client, clientpipes, deploy, network, protocol
 from peerd.client import _ATTEMPTS
+from peerd.clientstdin import Stdin
 from peerd.connection import Connection
 from peerd.messages import MAX_OUTPUT, NARROW_WINDOW, WINDOW
 from peerd.protocol import Frame
@@ -886,6 +887,21 @@ def test_the_second_signal_ends_it_at_once_with_130(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_signals_that_come_together_end_it_as_two_would(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with called(tmp_path, "execOnPeer") as client:
+            await until_it_listens(client)
+            process = client.running.process
+            process.send_signal(signal.SIGSTOP)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                process.send_signal(number)
+            process.send_signal(signal.SIGCONT)
+            status, _, words = await client.ended()
+            assert (status, words) == (130, b"Stopped waiting for peerd\n")
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_before_the_greeting_asks_to_cancel_as_well(tmp_path: Path, number: signal.Signals) -> None:
     async def main() -> None:
@@ -1307,3 +1323,16 @@ def test_without_a_daemon_it_says_so_and_what_to_do(tmp_path: Path, make: Callab
     assert os.fsencode(path) in first
     # To start a socket that listens does nothing, though its file be gone.
     assert any(b"systemctl restart peerd.socket" in hint for hint in hints)
+
+
+@pytest.mark.parametrize("given", [1, 3, WINDOW], ids=["an older protocol", "this one", "bytes"])
+def test_input_is_held_by_the_version_or_as_a_d_from_before_an_upgrade_says(given: int) -> None:
+    stdin = Stdin(MAX_OUTPUT)
+    window = NARROW_WINDOW if given == 1 else WINDOW
+    stdin.grant({"until": window, "from": 0}, given)
+    assert stdin.room == MAX_OUTPUT
+    stdin._held, stdin._end = [b"x" * 10, b"y"], 11
+    stdin.grant({"until": window + 9}, given)
+    assert stdin._held == [b"x" * 10, b"y"]
+    stdin.grant({"until": window + 10}, given)
+    assert stdin._held == [b"y"]
