@@ -70,7 +70,10 @@ class Deploy:
         if job.result is None:
             offsets = session.delivery.offsets
             result = await self._jobs.hear(peer, exec_id, session, offsets, True, _PATIENCE)
-            job = replace(job, result=result or (await self._jobs.request("cancelJob", exec_id, peer)).result)
+            if result is None:
+                result = (await self._jobs.request("cancelJob", exec_id, peer)).result
+                self._jobs.learn(peer, exec_id, result)
+            job = replace(job, result=result)
         return answer_of(job)
 
     async def _knows_jobs(self, peer: str) -> bool:

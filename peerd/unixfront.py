@@ -90,7 +90,8 @@ class UnixFront(Front):
             if answer.more is not None:
                 answer = await _tell_more(link, command, answer.more, parsed.json or not terminal, color)
             elif answer.rows is not None:
-                answer = await _tell_rows(link, answer.rows, in_portions(command, parsed.json or not terminal, color))
+                renderer = in_portions(command, parsed.json or not terminal, color)
+                answer = await _tell_rows(link, answer.rows, renderer, talk.cancel)
             if comes and talk.cancel.is_set():
                 answer = Answer(status=EXIT_CANCELLED)
         last: dict[str, object] = {"status": answer.status}
@@ -113,9 +114,13 @@ class UnixFront(Front):
         name = take(fields, "command", parameters.command_name)
         params = parameters.check(name, fields.get("params"))
         async with Conversation(link) as talk:
-            answer = await whole(await self._run(link, who, name, params, talk), MAX_HEADER)
+            answer = await self._run(link, who, name, params, talk)
+            comes = answer.more or answer.rows
+            answer = await whole(answer, MAX_HEADER)
             if answer.more is not None:
                 answer = await _tell_more(link, BY_NAME[name], answer.more, True, False)
+            if comes and talk.cancel.is_set():
+                answer = Answer(status=EXIT_CANCELLED)
         reply = {"data": answer.data, "text": answer.text, "status": answer.status, "record": answer.record}
         if answer.error:
             reply["error"] = answer.error.to_wire()
@@ -182,13 +187,16 @@ async def _tell_more(
     return Answer()
 
 
-async def _tell_rows(link: Connection, rows: AsyncGenerator[list[Record], None], renderer: Renderer) -> Answer:
+async def _tell_rows(
+    link: Connection, rows: AsyncGenerator[list[Record], None], renderer: Renderer, cancel: asyncio.Event
+) -> Answer:
     """Print data that comes some at a time; what remains to be said at its end."""
     try:
         async with contextlib.aclosing(rows):
             async for some in rows:
                 await _print(link, "stdout", renderer.add(some))
-        for text in renderer.rest():
+        # What is not whole must not look so.
+        for text in () if cancel.is_set() else renderer.rest():
             await _print(link, "stdout", text)
             # All of it takes long.
             await asyncio.sleep(0)

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import pwd
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from peerd import __version__, history, logs, messages, refusals, users
-from peerd.answer import Batch
+from peerd.answer import Answer, Batch, Record
 from peerd.apphost import AppHost
 from peerd.errors import Code, Outcome, PeerdError
 from peerd.history import History
@@ -27,7 +27,7 @@ from peerd.protocol import PROTOCOL_VERSION, Frame, encode
 from peerd.records import Query
 from peerd.registry import Identity, Registry
 from peerd.service import Service
-from peerd.session import Caller, Sink
+from peerd.session import Caller, Session, Sink
 from peerd.units import Units
 from peerd.unixfront import UnixFront
 from unit.fake_systemd import FakeSystemd
@@ -721,5 +721,24 @@ def test_a_long_history_comes_as_one_array_in_several_pieces(tmp_path: Path, mon
             table = await invoke(wire, "history", terminal=True)
             assert len(table.stdout.splitlines()) == 6
             assert (await called(wire, "history"))["data"] == listed
+
+    asyncio.run(main())
+
+
+def test_a_history_that_was_taken_back_does_not_look_whole(tmp_path: Path) -> None:
+    async def some() -> AsyncGenerator[list[Record], None]:
+        yield [{"exec_id": "1"}]
+
+    async def taken_back(session: Session) -> Answer:
+        session.cancel.set()
+        return Answer(rows=some())
+
+    async def main() -> None:
+        async with served(tmp_path) as local, greeted(local.path) as wire:
+            local.front._service._methods["history"] = taken_back
+            shown = await invoke(wire, "history", "--json")
+            assert (shown.stdout, shown.status) == ('[\n  {\n    "exec_id": "1"\n  }', 130)
+            reply = await called(wire, "history")
+            assert (reply["data"], reply["status"]) == (None, 130)
 
     asyncio.run(main())

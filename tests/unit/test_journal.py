@@ -39,9 +39,11 @@ def test_what_the_journal_does_not_take_goes_to_standard_error(capsys: pytest.Ca
 def test_where_nobody_takes_it_all_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    with contextlib.suppress(BrokenPipeError), open(writer, "w", buffering=1) as broken:
-        monkeypatch.setattr(sys, "stderr", broken)
-        journal.log(Event.STARTED, "peerd started")
+    broken = open(writer, "w", buffering=1)  # noqa: SIM115
+    monkeypatch.setattr(sys, "stderr", broken)
+    journal.log(Event.STARTED, "peerd started")
+    with contextlib.suppress(BrokenPipeError):
+        broken.close()
 
 
 @pytest.mark.usefixtures("_down")
