@@ -365,3 +365,23 @@ def test_commands_over_a_bad_network_have_their_output_and_status(lab: Lab) -> N
             assert done.stdout == "".join(f"{n}\n" for n in range(1, 20001)).encode()
     for name in PEERS:
         wait_for_peers(lab[name])
+
+
+def test_a_command_whose_machine_goes_down_is_heard_to_its_last_word(lab: Lab) -> None:
+    desktop, laptop, pipe = lab["desktop"], lab["laptop"], subprocess.PIPE
+    run = ["d", "execOnPeer", "--json", "--peer", "laptop", "--directory", "/", "--timeout", "100", "--shellCmd"]
+    trap = "trap 'echo bye; exit 3' TERM; echo up; while :; do sleep .2; done"
+    with (
+        desktop.popen([*run, "echo up; exec sleep 80"], stdout=pipe) as deaf,
+        desktop.popen([*run, trap], stdout=pipe) as trapping,
+    ):
+        assert deaf.stdout
+        assert trapping.stdout
+        for scope in ("sleep 80", "trap"):
+            laptop.wait_until(f"systemctl list-units --plain 'peerd-exec-*.scope' | grep -q '{scope}'")
+        laptop.stop()
+        laptop.start()
+        lost, ended = json.load(deaf.stdout), json.load(trapping.stdout)
+    assert (lost["outcome"], lost["error"]["code"], lost["stdout"]) == ("lost", "cut-off", "up\n")
+    assert (ended["outcome"], ended["exit_status"], ended["stdout"]) == ("exited", 3, "up\nbye\n")
+    wait_for_peers(desktop)
