@@ -278,6 +278,8 @@ def test_a_caller_on_dbus_notices_nothing_of_a_restart_at_the_other_end(lab: Lab
     manager = "org.automatelinux.peerd1 /org/automatelinux/peerd1 org.automatelinux.peerd1.Manager"
     wait = "rm -f on; mkfifo on; read x <on; echo hi; exit 5"
     call = f"busctl --timeout=100 call {manager} ExecOnPeer 'sssa{{sv}}' vps /tmp '{wait}' 0"
+    # That of an earlier run would look like a command that waits.
+    lab["vps"].run("rm -f /tmp/on")
     with lab["desktop"].popen(call, stdout=subprocess.PIPE) as calling:
         lab["vps"].wait_until("[ -p /tmp/on ]")
         restart(lab["vps"], way)
