@@ -144,8 +144,8 @@ class _Call:
         """End without the word that the user, or a reader that pauses, is not waited for any more; the exit status."""
         signal.signal(signal.SIGALRM, self._cancel)
         signal.alarm(1)
-        who = self._exec_id or "peerd"
-        return self.fail(f"Stopped waiting for {who}", code="not-waited", status=EXIT_CANCELLED, fated=True)
+        sentence = f"Stopped waiting for {self._exec_id or 'peerd'}"
+        return self.fail(sentence, code="not-waited", status=EXIT_CANCELLED, fated=True)
 
     def fail(self, *lines: str, code: str = "lost", status: int = EXIT_FAILURE, fated: bool = False) -> int:
         """Say why there is no result, also in the record where one was to be printed; the exit status.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from unit.support import Journal, full, key_table, linked, registration, setting
 
 class Clock:
     """Takes the place of the module time."""
+
+    monotonic = staticmethod(time.monotonic)
 
     def __init__(self) -> None:
         self.now = 1000.0
