@@ -98,10 +98,10 @@ class Hub:
         :raises PeerdError: why it is no peer; PENDING where it may become one
         :raises ConnectionError: where meanwhile the worker has gone, or this machine is the leader no more
         """
-        await self._wait_turn(address)
+        await self._wait_turn(link, address)
         key = await self._key(address)
-        if self._closed or not link.usable:
-            raise ConnectionError("nobody is there any more to be told")
+        if self._closed:
+            raise ConnectionError("the registry was closed")
         now = time.time()
         try:
             admitted = self._claims.admit(self.book, claim, address, key, now, self._config().registration)
@@ -262,12 +262,14 @@ class Hub:
         self.flush()
         self._news.close_all()
 
-    async def _wait_turn(self, address: str) -> None:
+    async def _wait_turn(self, link: Connection, address: str) -> None:
         """Each registration is on record, stored and told to everybody: one address must not have too many of them."""
         now = time.monotonic()
         turn = self._turns[address] = max(now, self._turns.get(address, now)) + _APART
         if (early := turn - now - _AT_ONCE * _APART) > 0:
             await asyncio.sleep(early)
+            if not link.usable:
+                raise ConnectionError("the worker has gone")
 
     async def _key(self, address: str) -> str:
         """The WireGuard key behind an address, by an answer no older than the question; "" where it is not known.

@@ -356,7 +356,12 @@ def test_who_waits_while_the_leader_becomes_something_else_is_not_stored(
     asyncio.run(main())
 
 
-def test_who_has_gone_before_its_turn_is_not_registered(registry: Registry, records: Journal) -> None:
+def test_who_has_gone_before_its_turn_is_not_registered(
+    registry: Registry, records: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_module, "_AT_ONCE", 0)
+    monkeypatch.setattr(hub_module, "_APART", 0.01)
+
     async def main() -> None:
         hub = hub_of(registry)
         async with linked() as (_, leader):
