@@ -248,6 +248,18 @@ class Connection(asyncio.BufferedProtocol):
             self._await_more()
             await self._arrived.wait()
 
+    async def receive_or_end(self) -> Frame | None:
+        """The next frame, or None at the end of the stream, also inside a frame: so a peerd ends that is killed.
+
+        :raises PeerdError: BAD_MESSAGE when the bytes are no frame
+        """
+        try:
+            return await self.receive()
+        except PeerdError:
+            if self.usable:
+                raise
+            return None
+
     def _await_more(self) -> None:
         """Have a payload not wake this process for every packet of it (SO_RCVLOWAT of socket(7))."""
         awaited = min(self._decoder.lacking, _AT_ONCE) if self._decoder.lacking >= _APART else 1

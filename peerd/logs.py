@@ -201,12 +201,7 @@ class Logs:
         async with remote.borrow(self._node.pool, target) as link, self._leaving(target, link):
             await link.send("getLog", query.to_wire())
             while not _any(stops):
-                try:
-                    frame = await unless(stops, link.receive())
-                except PeerdError:
-                    if link.usable:
-                        raise
-                    frame = None  # A peerd that was killed leaves half a frame.
+                frame = await unless(stops, link.receive_or_end())
                 if _any(stops):
                     break
                 if frame is None:

@@ -187,12 +187,7 @@ class Remote:
         until = 0
         try:
             while True:
-                try:
-                    frame = await link.receive()
-                except PeerdError:
-                    if link.usable:
-                        raise
-                    frame = None  # A peerd that was killed leaves half a frame.
+                frame = await link.receive_or_end()
                 if frame is None:
                     raise ConnectionError("closed before the result")
                 if frame.type == "error":
